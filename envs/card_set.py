@@ -1,0 +1,120 @@
+"""Sets of cards: loading folders of them, splitting by persona text, and finding leaks between the splits."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.cards import CARDS_DIR, HiddenNeed, PersonaCard, Split, load_card
+from envs.errors import InputError
+from envs.hashing import text_hash
+
+SHINGLE = 8  # characters; long enough that two strangers share few, short enough that a paraphrase keeps many
+NEAR = 0.5  # Jaccard likeness of shingles from which two cards are near-duplicates
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two cards of different splits that tell of the same person. ``likeness`` is 1.0 for the same persona text."""
+
+    first: PersonaCard
+    second: PersonaCard
+    likeness: float
+
+
+def load_cards(paths: Iterable[Path | str] = (CARDS_DIR,)) -> list[PersonaCard]:
+    """Load every card at ``paths`` (files, or folders read with all below them), sorted by id.
+
+    Raises InputError with every problem found, a line each, so that one run shows them all.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder of cards")
+        files += sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{', '.join(map(str, paths))}: no card (*.yaml) lies there")
+    cards, problems, seen = [], [], {}
+    for file in files:
+        try:
+            card = load_card(file)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if card.id in seen:
+            problems.append(f"{file}: id {card.id!r} is already that of {seen[card.id]}; give it another")
+        seen[card.id] = file
+        cards.append(card)
+    if problems:
+        raise InputError("\n".join(problems))
+    return sorted(cards, key=lambda card: card.id)
+
+
+def persona_text(card: PersonaCard) -> str:
+    """What says who a card's person is, less its layout: two cards with the same text are about the same person."""
+    profile = card.profile
+    text = f"{profile.name} {profile.age} {profile.occupation} {profile.place} {profile.background} {profile.family}"
+    return _folded(text)
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+
+
+def assign_splits(cards: Sequence[PersonaCard]) -> dict[str, Split]:
+    """Split by persona text: two thirds train, one sixth dev, one sixth test, within each language and hidden need.
+
+    A person's place follows from the hash of their text, so a card's id and file decide nothing. People in acute danger go
+    to test. Returns {card id: split}; cards with the same persona text share one.
+    """
+    splits: dict[str, Split] = {}
+    for stratum in _strata(cards).values():
+        people: dict[str, list[PersonaCard]] = defaultdict(list)
+        for card in stratum:
+            people[text_hash(persona_text(card))].append(card)
+        order = sorted(people, key=lambda key: (all(c.risk == "none" for c in people[key]), key))
+        held_out = max(1, round(len(order) / 6))
+        for position, key in enumerate(order):
+            split: Split = "test" if position < held_out else "dev" if position < 2 * held_out else "train"
+            splits.update({card.id: split for card in people[key]})
+    return splits
+
+
+def _strata(cards: Sequence[PersonaCard]) -> dict[tuple[str, HiddenNeed], list[PersonaCard]]:
+    strata: dict[tuple[str, HiddenNeed], list[PersonaCard]] = defaultdict(list)
+    for card in cards:
+        strata[(card.language, card.hidden_need)].append(card)
+    return strata
+
+
+def find_leaks(cards: Sequence[PersonaCard], near: float = NEAR) -> list[Leak]:
+    """Pairs of cards in different splits with the same persona text, or whose whole content is near-duplicate."""
+    persona = {card.id: persona_text(card) for card in cards}
+    shingles = {card.id: _shingles(_folded(_content(card))) for card in cards}
+    leaks = []
+    for index, first in enumerate(cards):
+        for second in cards[index + 1 :]:
+            if first.split == second.split or first.language != second.language:
+                continue
+            same = persona[first.id] == persona[second.id]
+            likeness = 1.0 if same else jaccard(shingles[first.id], shingles[second.id])
+            if same or likeness >= near:
+                leaks.append(Leak(first, second, likeness))
+    return leaks
+
+
+def _content(card: PersonaCard) -> str:
+    facts = " ".join(fact.say for fact in card.facts)
+    return f"{persona_text(card)} {card.situation.summary} {card.opening} {facts}"
+
+
+def _shingles(text: str) -> frozenset[str]:
+    return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
+
+
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    """Size of the intersection over that of the union, in [0, 1]."""
+    return len(first & second) / (len(first | second) or 1)

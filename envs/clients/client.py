@@ -1,0 +1,20 @@
+"""The client's side of a dialogue: the one protocol that every kind of simulated client keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from envs.trajectory import ClientTurn, Message
+
+
+class Client(Protocol):
+    """A simulated person. One object plays one dialogue, so that no reply can reach somebody else's client."""
+
+    async def open(self) -> ClientTurn:
+        """Say the first message, with the emotion that the talk starts from."""
+        ...
+
+    async def reply(self, history: Sequence[Message]) -> ClientTurn:
+        """Hear the supporter's reply, the last message of ``history``, feel something, and answer."""
+        ...
