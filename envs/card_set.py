@@ -65,29 +65,29 @@ def _folded(text: str) -> str:
 
 
 def assign_splits(cards: Sequence[PersonaCard]) -> dict[str, Split]:
-    """Split by persona text: two thirds train, one sixth dev, one sixth test, within each language and hidden need.
+    """Split by persona text: two thirds train, one sixth dev, one sixth test in each language, needs spread evenly.
 
-    A person's place follows from the hash of their text, so a card's id and file decide nothing. People in acute danger go
-    to test. Returns {card id: split}; cards with the same persona text share one.
+    Whom the held-out places go to follows from the hash of the persona text, so a card's id and file decide nothing; cards
+    with the same persona text share a split, and people in acute danger go to test. Returns {card id: split}.
     """
     splits: dict[str, Split] = {}
-    for stratum in _strata(cards).values():
-        people: dict[str, list[PersonaCard]] = defaultdict(list)
-        for card in stratum:
-            people[text_hash(persona_text(card))].append(card)
-        order = sorted(people, key=lambda key: (all(c.risk == "none" for c in people[key]), key))
-        held_out = max(1, round(len(order) / 6))
-        for position, key in enumerate(order):
-            split: Split = "test" if position < held_out else "dev" if position < 2 * held_out else "train"
-            splits.update({card.id: split for card in people[key]})
+    for language in sorted({card.language for card in cards}):
+        seen = 0
+        for need in HiddenNeed:
+            people: dict[str, list[PersonaCard]] = defaultdict(list)
+            for card in cards:
+                if card.language == language and card.hidden_need is need:
+                    people[text_hash(persona_text(card))].append(card)
+            # Running totals keep the sixths exact over small groups; the half shift lets test and dev take turns.
+            before, seen = seen, seen + len(people)
+            tests = (seen + 3) // 6 - (before + 3) // 6
+            devs = seen // 6 - before // 6
+            order = sorted(people, key=lambda key: (all(c.risk == "none" for c in people[key]), key))
+            for position, key in enumerate(order):
+                acute = any(card.risk == "acute" for card in people[key])
+                split: Split = "test" if acute or position < tests else "dev" if position < tests + devs else "train"
+                splits.update({card.id: split for card in people[key]})
     return splits
-
-
-def _strata(cards: Sequence[PersonaCard]) -> dict[tuple[str, HiddenNeed], list[PersonaCard]]:
-    strata: dict[tuple[str, HiddenNeed], list[PersonaCard]] = defaultdict(list)
-    for card in cards:
-        strata[(card.language, card.hidden_need)].append(card)
-    return strata
 
 
 def find_leaks(cards: Sequence[PersonaCard], near: float = NEAR) -> list[Leak]:
