@@ -39,9 +39,9 @@ class FixedPolicy(BaseModel):
 
 
 def load_policies(path: Path) -> list[FixedPolicy]:
-    """Read a probe file. Raises InputError naming file and line for every line that is wrong, and for a name used twice."""
+    """Read a probe file. Raises InputError naming file and line of all that is wrong, a name used twice too."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; write one policy a line, as {EXAMPLE}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -69,8 +69,8 @@ def load_policies(path: Path) -> list[FixedPolicy]:
 def _policy(line: str, where: str) -> FixedPolicy:
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON ({error.msg} at column {error.colno}); write it as {EXAMPLE}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON ({error}); write it as {EXAMPLE}") from error
     if not isinstance(data, dict):
         raise InputError(f"{where}: is no JSON object; write it as {EXAMPLE}")
     try:
@@ -91,7 +91,7 @@ class Parrot:
     """Puts the longest words of the client's last message into one frame."""
 
     def __init__(self, language: Language) -> None:
-        self._language = language
+        self._language: Language = language
 
     async def reply(self, messages: Sequence[Message]) -> Generation:
         """The frame, filled."""
@@ -105,7 +105,7 @@ class QuoteFrame:
     """Quotes the start of the client's last message and adds the same sympathy every time."""
 
     def __init__(self, language: Language) -> None:
-        self._language = language
+        self._language: Language = language
 
     async def reply(self, messages: Sequence[Message]) -> Generation:
         """The quote in its frame."""
@@ -116,7 +116,7 @@ class QuoteFrame:
 
 
 def keywords(text: str, language: Language) -> list[str]:
-    """The ``KEYWORDS`` longest words (English) or clauses cut to four characters (Chinese), in the order of the text."""
+    """The ``KEYWORDS`` longest words (English) or clauses cut to four characters (Chinese), in the text's order."""
     if language == "zh":
         return [clause[:4] for clause in re.findall(r"[\u4e00-\u9fff]{2,}", text)[:KEYWORDS]]
     words = list(dict.fromkeys(re.findall(r"[A-Za-z]+", text.lower())))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,6 +53,7 @@ VAGUE = frozenset(
     " weeks month months year years night morning evening rest point kind sort moment second minute hour hours truth"
     " best worst most more new old little big good bad own few past middle half".split()
 )
+NO_NOUNS = VAGUE | CLOSES
 
 
 class FixedReplies:
@@ -98,8 +100,8 @@ class MixingSupporter:
 
     async def reply(self, messages: Sequence[Message]) -> Generation:
         """One or two sentences of random acts; a good one takes up what the client said, where it can."""
-        chance = random.Random(derived_seed(self._seed, len(messages)))
-        subjects = topics(messages, self._language)
+        chance = random.Random(derived_seed(self._seed, len(messages), messages[-1].text))
+        subjects = everyday_topics(messages) if self._language == "en" else topics(messages, self._language)
         count = 2 if chance.random() < SECOND_SHARE else 1
         group = self._bank["good" if chance.random() < GOOD_SHARE else "bad"]
         sentences = []
@@ -115,12 +117,17 @@ def _joint(language: Language) -> str:
 @cache
 def bank(language: Language) -> dict[str, dict[str, list[str]]]:
     """The sentences of a language: {"good" | "bad": {act: [sentence]}}. Raises InputError when there is no file."""
+    return {group: _file(language)[group] for group in ("good", "bad")}
+
+
+@cache
+def _file(language: Language) -> dict[str, Any]:
     path = BANKS_DIR / f"{language}.yaml"
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {"good": data["good"], "bad": data["bad"]}
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: is no bank of supporter sentences: {error}") from error
+    return dict(data)
 
 
 def topics(messages: Sequence[Message], language: Language) -> list[str]:
@@ -131,16 +138,45 @@ def topics(messages: Sequence[Message], language: Language) -> list[str]:
     return list(dict.fromkeys(found))[:4] or (["what you told me"] if language == "en" else ["你说的这件事"])
 
 
+def everyday_topics(messages: Sequence[Message]) -> list[str]:
+    """Everyday nouns of the newest of the client's last messages that has any, as "your sister" or "the letter"."""
+    for message in reversed([message for message in messages if message.speaker == "client"][-3:]):
+        text = message.text
+        if found := [f"{_turned(text, start)} {text[start:end].lower()}" for start, end in everyday_spans(text)]:
+            return list(dict.fromkeys(found))
+    return ["what you told me"]
+
+
+def everyday_spans(text: str) -> list[tuple[int, int]]:
+    """Where everyday nouns stand in English text: (start, end)."""
+    return [match.span() for match in re.finditer(r"[A-Za-z]+", text) if match.group().lower() in everyday_nouns()]
+
+
+def _turned(text: str, start: int) -> str:
+    return "your" if re.search(r"\b(my|our)\s$", text[:start], re.IGNORECASE) else "the"
+
+
+@cache
+def everyday_nouns() -> tuple[str, ...]:
+    """The everyday nouns of English, as the bank lists them."""
+    return tuple(_file("en")["everyday"].split())
+
+
 def _noun_phrases(text: str) -> list[str]:
-    tokens = re.findall(r"[A-Za-z]+(?:['’][a-z]+)?|[^\sA-Za-z]", text)
+    return [f"{DETERMINERS[determiner.lower()]} {text[start:end]}" for determiner, start, end in noun_spans(text)]
+
+
+def noun_spans(text: str) -> list[tuple[str, int, int]]:
+    """Nouns behind a determiner in English text, told by what follows them: (determiner, start, end) of the noun."""
+    tokens = [(m.group(), m.start(), m.end()) for m in re.finditer(r"[A-Za-z]+(?:['’][a-z]+)?|[^\sA-Za-z]", text)]
     found = []
-    for index, token in enumerate(tokens[:-1]):
-        determiner, noun = DETERMINERS.get(token.lower()), tokens[index + 1]
-        follower = tokens[index + 2].lower() if index + 2 < len(tokens) else "."
-        if not determiner or not noun.isalpha() or noun.lower() in VAGUE | CLOSES or len(noun) < 3:
+    for index, (determiner, _, _) in enumerate(tokens[:-1]):
+        noun, start, end = tokens[index + 1]
+        follower = tokens[index + 2][0].lower() if index + 2 < len(tokens) else "."
+        if determiner.lower() not in DETERMINERS or not noun.isalpha() or len(noun) < 3 or noun.lower() in NO_NOUNS:
             continue
         if noun in KIN or follower in CLOSES or not follower[0].isalpha():
-            found.append(f"{determiner} {noun}")
+            found.append((determiner, start, end))
     return found
 
 

@@ -18,6 +18,7 @@ from envs.cards import Language
 from envs.errors import InputError
 
 PERCEPTION_DIR = Path(__file__).resolve().parents[2] / "configs" / "perception"
+_ANYWHERE = ("markup", "debris")  # these patterns know no word edges
 _NAME = re.compile(r"<([a-z_]+)>")
 
 
@@ -49,16 +50,35 @@ class Lexicon:
 
     language: Language
     function: frozenset[str]
-    generic: frozenset[str]
+    empty: frozenset[str]
     generic_stems: frozenset[str]
     single: frozenset[str]
+    foreign: frozenset[str]
     irregular: dict[str, str]
     synonyms: dict[str, str]
     turned: dict[str, str]
     doubles: frozenset[str]
     common_pairs: frozenset[str]
+    unlikely_pairs: frozenset[tuple[str, str]]
     rules: tuple[Rule, ...]
     named: dict[str, re.Pattern[str]]
+
+
+@lru_cache(maxsize=8192)
+def stem(word: str) -> str:
+    """A light English stemmer: plurals, -ing, -ed, -ly, doubled consonants, final e. "stopped" and "stops" meet."""
+    if word.endswith("ies") and len(word) > 4:
+        word = word[:-3] + "y"
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+        word = word[:-2] if word.endswith(("sses", "shes", "ches", "xes")) else word[:-1]
+    for ending in ("ingly", "edly", "ing", "ed", "ly"):
+        root = word.removesuffix(ending)
+        if root != word and len(root) >= 3 and re.search(r"[aeiouy]", root):
+            word = root[:-1] if len(root) > 3 and root[-1] == root[-2] and root[-1] not in "lsz" else root
+            break
+    if word.endswith("ied") and len(word) > 4:
+        return word[:-3] + "y"
+    return word[:-1] if word.endswith("e") and len(word) > 3 else word
 
 
 @lru_cache(maxsize=4)
@@ -73,8 +93,6 @@ def load_lexicon(language: Language) -> Lexicon:
 
 
 def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
-    from envs.perception.text import stem  # text.py needs the type Lexicon; only this function needs the stemmer
-
     lists = {name: _split(words) for name, words in data["lists"].items()}
     word_edge = language != "zh"
     generic = frozenset(lists["generic"])
@@ -92,16 +110,23 @@ def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
     return Lexicon(
         language=language,
         function=frozenset(word for name in data["function_lists"] for word in lists[name]),
-        generic=generic,
+        empty=generic.union(*(lists[name] for name in data["function_lists"] if name not in data["counted_lists"])),
         generic_stems=frozenset(map(stem, generic)),
         single=frozenset(lists.get("single", [])),
+        foreign=frozenset(lists.get("foreign", [])),
         irregular=dict(pair.split("=") for pair in _split(data.get("irregular", ""))),
         synonyms=synonyms,
         turned=dict(pair.split("=") for pair in _split(data["turned"])),
         doubles=frozenset(lists["doubles"]),
         common_pairs=frozenset(data.get("common_pairs", "").split()),
+        unlikely_pairs=frozenset(
+            (one, other) for one, row in data.get("unlikely_pairs", {}).items() for other in row.split()
+        ),
         rules=rules,
-        named={name: _pattern(patterns, lists, word_edge) for name, patterns in data["named"].items()},
+        named={
+            name: _pattern(patterns, lists, word_edge and name not in _ANYWHERE)
+            for name, patterns in data["named"].items()
+        },
     )
 
 
@@ -115,4 +140,4 @@ def _expand(pattern: str, lists: dict[str, list[str]]) -> str:
 
 def _pattern(patterns: list[str], lists: dict[str, list[str]], word_edge: bool) -> re.Pattern[str]:
     joined = "|".join(_expand(pattern, lists) for pattern in patterns)
-    return re.compile(rf"(?<![\w'])(?:{joined})(?!\w)" if word_edge else joined)
+    return re.compile(rf"(?:(?<![\w'])|(?=[^\w']))(?:{joined})(?:(?!\w|-\w)|(?<=\s))" if word_edge else joined)

@@ -26,7 +26,10 @@ class Move(StrEnum):
 
 
 class Heard(Record):
-    """What had been said when the reply came, oldest first. ``client`` is never empty: its last line is being answered."""
+    """What had been said when the reply came, oldest first.
+
+    ``client`` is never empty: its last line is the one being answered. ``supporter`` holds the earlier replies.
+    """
 
     language: Language
     client: tuple[str, ...]
@@ -36,11 +39,14 @@ class Heard(Record):
 class Percept(Record):
     """What was noticed in one reply.
 
-    ``acts``: the strategies and harms present, in order of first appearance, each once. ``uptake``: share in [0, 1] to which
-    the reply takes up what this client said (0 nothing, 1 clearly; ``taken_up`` lists the words). ``echo``: share of the
-    reply that is the client's own words handed back. ``repetition``: likeness to the supporter's own earlier replies.
-    ``gibberish``: share of the reply that isn't language. ``meta``: talks about scores, rules, prompts or pretends to be
-    the system. ``evidence``: for each label, the piece of text that it rests on.
+    ``acts``: the strategies and harms present, in order of first appearance, each once; OTHER where there is none.
+    ``uptake``: share in [0, 1] to which the reply takes up what this client said (0 nothing, 0.6 one word of the last
+    message, 1 clearly); ``taken_up`` lists the words. ``questions``: questions asked; "tell me more" is a question as an
+    act but isn't counted here. ``words``: English words, or Han characters / 1.5 rounded. ``echo``: share of the reply
+    that is the client's own wording handed back. ``repetition``: likeness to the supporter's own earlier replies.
+    ``gibberish``: share of the reply that isn't language of the client. ``flattery``: praise of the person without
+    ground. ``meta``: talks about scores, rules, prompts or pretends to be the system. ``evidence``: for each label, the
+    text that it rests on.
     """
 
     acts: tuple[Act, ...]

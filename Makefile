@@ -1,0 +1,27 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: each first makes .venv, or re-uses it.
+PYTHON ?= python3
+SEED ?= 0
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## make the virtual environment (done once; later runs return at once)
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup ## the whole loop, card to released adapter, in runs/demo (SEED=n: runs/demo-n)
+	@.venv/bin/attune demo --seed $(SEED)
+
+test: setup ## all tests
+	@.venv/bin/python -m pytest
+
+lint: setup ## ruff and pyright
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+
+clean: ## remove the environment and every cache (runs/ stays)
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,215 @@
+"""How much of a reply isn't language: random characters, repeated or shuffled words, broken-off sentences.
+
+There is no language model here. Each sentence starts sound and loses trust by findings: adjacent words that no sentence
+has, words said twice in a row, loops, no function words, letter debris, too few familiar character pairs in Chinese.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+
+from envs.perception.lexicon import Lexicon
+from envs.perception.text import HAN, HAN_CHAR, Reading, Sentence
+
+ONE_FINDING, MORE_FINDINGS = 0.6, 1.0  # badness of a sentence with one break, with several
+BROKEN_FROM = 0.5  # badness from which a sentence earns no strategy and no uptake
+MIN_FUNCTION = 0.15  # least share of function words in an English sentence of nine words or more
+MIN_FAMILIAR = (0.12, 0.18)  # least share of familiar neighbours: fewer than 16 pairs of Han characters, and more
+_UNITS = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:['\-][^\W_{HAN}]+)*|[^\w\s]")
+_LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
+_LETTER = re.compile(r"[^\W\d_]")
+_CONSONANT = "[bcdfghjklmnpqrstvwxz]"
+_JUNK = re.compile(
+    rf"{_CONSONANT}{{6}}|^(?!hmm|shh|ps|brr|mmm|grr){_CONSONANT}{{4,}}$"  # no vowel far and wide
+    r"|q[^u]|[vxz][qjxk]|j[bcdfgklpqtvwxz]|[bcdfgjpqvz]{3}(?=.)(?<!^...)"  # letters that don't meet
+    r"|[a-z]\d+[a-z]|\d[a-z]{3,}\d|^(?:[^aiouy\d]|.{26,})$|(\w)\1\1\1"  # digits inside, lone letters, endless words
+)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """``share`` of the reply that isn't language, ``badness`` (sentences,), both in [0, 1]; the first finding."""
+
+    share: float
+    badness: tuple[float, ...]
+    finding: str
+
+
+def listen(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> Noise:
+    """How much of ``reading`` isn't language. ``client_terms`` are never junk: a name the client used is a word."""
+    if not any(s.tokens for s in reading.sentences):
+        return Noise(1.0, tuple(1.0 for _ in reading.sentences), "no words")
+    if other := _other_language(reading.text, lexicon):
+        return Noise(other, tuple(1.0 if other >= BROKEN_FROM else 0.0 for _ in reading.sentences), "other language")
+    judge = _judge_chinese if lexicon.language == "zh" else _judge_english
+    badness, finding = [], ""
+    for sentence in reading.sentences:
+        bad, why = judge(sentence, client_terms, lexicon)
+        loop_bad, loop = _loops(sentence, lexicon)
+        debris = lexicon.named["debris"].search(sentence.plain)
+        bad = min(1.0, max(bad, loop_bad, 0.6 if debris else 0.0))
+        badness.append(bad)
+        finding = finding or why or loop or (debris.group() if debris else "")
+    weights = [max(1, len(s.tokens)) for s in reading.sentences]
+    share = sum(b * w for b, w in zip(badness, weights, strict=True)) / sum(weights)
+    whole, why = _whole(reading, client_terms, lexicon)
+    if whole >= BROKEN_FROM:
+        badness = [max(b, whole) for b in badness]
+    return Noise(round(min(1.0, max(share, whole, _symbols(reading.text))), 3), tuple(badness), finding or why)
+
+
+def _other_language(text: str, lexicon: Lexicon) -> float:
+    """1.0 for a reply in another language than the client's, the foreign share for a mixed one, 0 below a tenth."""
+    han, latin, letters = len(HAN_CHAR.findall(text)), len(_LATIN.findall(text)), len(_LETTER.findall(text))
+    if not letters:
+        return 0.0
+    if lexicon.language == "zh":
+        latin_words = latin / 5
+        other = (letters - han - latin) + latin_words
+        share = other / max(1.0, han + other)
+    else:
+        words = [token.lower() for token in re.findall(r"[^\W\d_]+", text)]
+        foreign = sum(word in lexicon.foreign for word in words)
+        share = max((letters - latin) / letters, 1.0 if foreign >= 3 and foreign >= 0.2 * len(words) else 0.0)
+    return 1.0 if share > 0.5 else (round(share, 3) if share > (0.35 if lexicon.language == "zh" else 0.1) else 0.0)
+
+
+def _judge_english(sentence: Sentence, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
+    tokens, n = sentence.tokens, len(sentence.tokens)
+    if not n:
+        return 0.0, ""
+    broken = [m.group() for m in lexicon.named["broken"].finditer(sentence.plain)]
+    if "?" in sentence.text[-3:]:
+        broken = [b for b in broken if not b.endswith("?")]
+    named = set(re.findall(r"\b[A-Z][\w'\-]*", sentence.text[1:]))
+    named = {name.lower() for name in named} if len(named) <= n / 2 else set()
+    junk = [
+        t
+        for t, root in zip(tokens, sentence.stems, strict=True)
+        if t not in lexicon.function
+        and t not in named
+        and root not in client_terms
+        and not t.isdigit()
+        and _JUNK.search(t)
+    ]
+    function = sum(t in lexicon.function for t in tokens)
+    verbless = n >= 10 and not lexicon.named["verb"].search(sentence.plain) and function < 0.35 * n
+    unlikely = _unlikely(sentence, lexicon)
+    salad = (n >= 5 and function == 0) or (n >= 9 and function < MIN_FUNCTION * n) or verbless
+    if salad:
+        return 1.0, sentence.text[:60]
+    junk_share = len(junk) / n
+    findings = len(broken) + len(unlikely) // 2
+    bad = (0.1 if unlikely else 0.0, ONE_FINDING, MORE_FINDINGS)[min(2, findings)]
+    found = broken + (unlikely if len(unlikely) > 1 else []) + junk + [""]
+    return min(1.0, max(bad, 1.5 * junk_share if len(junk) > 1 else junk_share)), found[0]
+
+
+def _unlikely(sentence: Sentence, lexicon: Lexicon) -> list[str]:
+    """Neighbours with nothing but a space between them that hardly ever meet in English."""
+    units = [*_UNITS.findall(sentence.plain), "END"]
+    return [
+        f"{a} {b}"
+        for a, b in pairwise(units)
+        if ((a, b) in lexicon.unlikely_pairs if b not in ".!" else (a, "END") in lexicon.unlikely_pairs)
+    ]
+
+
+def _judge_chinese(sentence: Sentence, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
+    han = [t for t in sentence.tokens if HAN_CHAR.match(t)]
+    broken = [m.group() for m in lexicon.named["broken"].finditer(sentence.plain)]
+    bad = (0.0, ONE_FINDING, MORE_FINDINGS)[min(2, len(broken))]
+    chunks = [c for c in re.split(r"[\s、,]+", sentence.plain.rstrip("。.!！")) if c]
+    if (
+        len(chunks) >= 4
+        and all(len(c) <= 4 for c in chunks)
+        and not any(ch in lexicon.empty for c in chunks for ch in c)
+    ):
+        return 1.0, sentence.text[:30]
+    rare = [c for c in han if c not in lexicon.function and not _is_common(c)]
+    if len(rare) >= 2 and len(rare) > 0.2 * len(han):
+        return 1.0, "".join(rare[:8])
+    return bad, broken[0] if broken else ""
+
+
+def _is_common(char: str) -> bool:
+    """In GB 2312's first level: the 3,755 characters of everyday use."""
+    code = char.encode("gb2312", "ignore")
+    return len(code) == 2 and 0xB0 <= code[0] <= 0xD7
+
+
+def _loops(sentence: Sentence, lexicon: Lexicon) -> tuple[float, str]:
+    """Words or phrases said twice in a row with nothing between them, as a badness and the words."""
+    units = _UNITS.findall(sentence.plain)
+    zh = lexicon.language == "zh"
+    hits, shown, covered = 0, "", 0
+    for size in (1, 2, 3, 4, 5):
+        i = 0
+        while i + 2 * size <= len(units):
+            block = units[i : i + size]
+            if block == units[i + size : i + 2 * size] and any(u[0].isalnum() for u in block):
+                repeats = 2
+                while units[i + repeats * size : i + (repeats + 1) * size] == block:
+                    repeats += 1
+                if not _harmless(block, repeats, zh, lexicon):
+                    hits += 1
+                    covered += repeats * size
+                    shown = shown or " ".join(block * min(repeats, 3))
+                i += repeats * size
+            else:
+                i += 1
+    if not hits:
+        return 0.0, ""
+    return (1.0 if covered >= 0.5 * len(units) else ONE_FINDING if hits == 1 else 0.9), shown
+
+
+def _harmless(block: list[str], repeats: int, zh: bool, lexicon: Lexicon) -> bool:
+    if not all(u[0].isalnum() for u in block):
+        return True  # "step by step, step by step,": a repetition with commas is rhetoric
+    if zh:
+        return (repeats < 3 and (len(block) <= 2)) or (block[0] in lexicon.doubles and len(block) == 1 and repeats < 6)
+    return len(block) == 1 and ((block[0] in lexicon.doubles and repeats == 2) or block[0].isdigit())
+
+
+def _whole(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
+    """Findings about the whole reply: one word over and over, few distinct pairs, too few familiar Chinese pairs."""
+    tokens = reading.tokens
+    content = Counter(t for s in reading.sentences for t in s.stems if t)
+    if content and lexicon.language != "zh":
+        word, count = content.most_common(1)[0]
+        if count >= 4 and count >= 0.25 * len(tokens):
+            return 0.8, word
+    pairs = list(pairwise(tokens))
+    if len(pairs) >= 16 and len(set(pairs)) < (0.4 if lexicon.language == "zh" else 0.6) * len(pairs):
+        return 0.8, " ".join(tokens[:6])
+    single_words = sum(len(s.tokens) == 1 for s in reading.sentences)
+    if single_words >= 4 and single_words > 0.7 * len(reading.sentences):
+        return 0.8, "single words"
+    if lexicon.language == "zh" and lexicon.common_pairs:
+        return _unfamiliar(reading, client_terms, lexicon)
+    return 0.0, ""
+
+
+def _unfamiliar(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
+    """Whether hardly any neighbouring characters are common ones or the client's. Short replies get more doubt."""
+    joined = [
+        a + b
+        for s in reading.sentences
+        for chunk in re.split(r"[^\u4e00-\u9fff]+", s.plain)
+        for a, b in pairwise(chunk)
+    ]
+    if len(joined) < 8:
+        return 0.0, ""
+    familiar = sum(pair in lexicon.common_pairs or pair in client_terms for pair in joined) / len(joined)
+    least = MIN_FAMILIAR[0] if len(joined) < 16 else MIN_FAMILIAR[1]
+    return (0.8, "unfamiliar sequence of characters") if familiar < least else (0.0, "")
+
+
+def _symbols(text: str) -> float:
+    """Share of symbols (no letters, digits, spaces or usual punctuation), as a badness once it passes a third."""
+    symbols = sum(not (ch.isalnum() or ch.isspace() or ch in ".,;:!?'\"-…()。、《》「」~") for ch in text)
+    share = symbols / max(1, len(text))
+    return share if share > 0.34 else 0.0

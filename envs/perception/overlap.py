@@ -1,0 +1,215 @@
+"""What a reply shares with what was said before: uptake of the client, echo of the client, repetition of oneself."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+
+from envs.perception.lexicon import Lexicon
+from envs.perception.percept import Heard
+from envs.perception.text import Reading, Sentence, read, spans_taken_up
+
+EARLIER_WEIGHT = 0.5  # of a word from an earlier message; one from the last message weighs 1
+FIRST_WORD, SECOND_WORD = 0.6, 0.4  # uptake for the first and the second specific word
+ECHO_RUN = {"en": 4, "zh": 6}  # tokens in a row that make a copy
+LONG_STRETCH = 2  # times ECHO_RUN: a stretch this long is a copy even inside a turned-around sentence
+WHOLE_ECHO = 0.85  # share of the reply from which a turned-around sentence is a copy as well
+ALIKE = 0.5  # likeness from which a sentence counts as one that was said before
+UNLIKE_WEIGHT = 0.6  # of a likeness below that: all sentences of a language share something
+SAME_FRAME = 0.8  # likeness from which a frame without its content words is the same frame
+MIN_FRAME = 4  # function words that a frame must have
+LIST_RUN = 4  # taken-up words in a row that are a list and no sentence
+
+
+def uptake(reading: Reading, grammatical: list[bool], heard: Heard, lexicon: Lexicon) -> tuple[float, tuple[str, ...]]:
+    """Share in [0, 1] to which the reply takes up the client's words, and those words.
+
+    Sentences that aren't ``grammatical`` and bare lists give nothing. One word of the last message gives 0.6, two 1.
+    """
+    last = read(heard.client[-1], lexicon).terms
+    earlier = frozenset(term for text in heard.client[:-1] for term in read(text, lexicon).terms) - last
+    weights: dict[str, float] = {}
+    words: list[str] = []
+    for sentence, sound in zip(reading.sentences, grammatical, strict=True):
+        if not sound:
+            continue
+        spans = _not_listed(sentence, spans_taken_up(sentence, last | earlier, lexicon), lexicon)
+        for start, end, what in spans:
+            fresh = _key(sentence, start, end, lexicon)
+            in_last = what in last or fresh in last or any(a + b in last for a, b in pairwise(what))
+            weight = (1.0 if in_last else EARLIER_WEIGHT) * (2 if lexicon.language == "zh" and end - start >= 4 else 1)
+            if weight > weights.get(fresh, 0.0):
+                weights[fresh] = weight
+                words.append(what)
+    total = sum(weights.values())
+    share = FIRST_WORD * min(total, 1.0) + SECOND_WORD * min(max(total - 1.0, 0.0), 1.0)
+    return round(min(share, 1.0), 3), tuple(dict.fromkeys(words))
+
+
+def _key(sentence: Sentence, start: int, end: int, lexicon: Lexicon) -> str:
+    return "".join(sentence.tokens[start:end]) if lexicon.language == "zh" else sentence.stems[start]
+
+
+def _not_listed(sentence: Sentence, spans: list[tuple[int, int, str]], lexicon: Lexicon) -> list[tuple[int, int, str]]:
+    """The spans without those that merely stand in a row, or in an enumeration that is mostly not the client's."""
+    kept, run = [], []
+    for span in [*spans, (10**9, 10**9, "")]:
+        if run and span[0] != run[-1][1]:
+            listed = len(run) >= LIST_RUN or (len(run) == 3 and ", ".join(what for _, _, what in run) in sentence.plain)
+            if not listed or lexicon.language == "zh":
+                kept += run
+            run = []
+        run.append(span)
+    items = sentence.plain.count(",") + sentence.plain.count(" or ") + sentence.plain.count("、")
+    return [] if items >= 3 and len(kept) <= items / 2 else kept
+
+
+def echo(reading: Reading, heard: Heard, lexicon: Lexicon) -> float:
+    """Share of the reply's tokens that lie in verbatim runs of the client's text.
+
+    A stretch with "I" turned to "you" is a restatement, not an echo, unless such stretches are nearly all of the reply
+    or a single unturned stretch is long.
+    """
+    run = ECHO_RUN[heard.language]
+    total = copied = turned_copied = 0
+    grams = [_grams(text, run, lexicon) for text in heard.client]
+    straight = frozenset().union(*(g[0] for g in grams))
+    turned = frozenset().union(*(g[1] for g in grams))
+    for sentence in reading.sentences:
+        tokens, n = sentence.tokens, len(sentence.tokens)
+        total += n
+        same = _covered(tokens, straight, run, sentence.stems)
+        flipped = _covered(tuple(lexicon.turned.get(t, t) for t in tokens), turned, run, sentence.stems)
+        turned_copied += sum(flipped)
+        for start, end in _stretches(flipped):
+            inner = list(_stretches(same[start:end]))
+            whole = inner == [(0, end - start)]
+            copied += sum(b - a for a, b in inner if whole or b - a >= LONG_STRETCH * run)
+    if not total:
+        return 0.0
+    return round(max(copied, turned_copied if turned_copied >= WHOLE_ECHO * total else 0) / total, 3)
+
+
+@lru_cache(maxsize=512)
+def _grams(text: str, size: int, lexicon: Lexicon) -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
+    """The token runs of ``size`` in ``text``: as said, and with the persons turned to one form."""
+    straight, turned = set(), set()
+    for sentence in read(text, lexicon).sentences:
+        flipped = tuple(lexicon.turned.get(token, token) for token in sentence.tokens)
+        for i in range(len(flipped) - size + 1):
+            straight.add(sentence.tokens[i : i + size])
+            turned.add(flipped[i : i + size])
+    return frozenset(straight), frozenset(turned)
+
+
+def _covered(
+    tokens: tuple[str, ...], known: frozenset[tuple[str, ...]], size: int, stems: tuple[str, ...]
+) -> list[bool]:
+    """Which tokens lie in a known run. A run of function words alone ("I don't know what") is nobody's own."""
+    covered = [False] * len(tokens)
+    for i in range(len(tokens) - size + 1):
+        if tokens[i : i + size] in known and any(stems[i : i + size]):
+            covered[i : i + size] = [True] * size
+    return covered
+
+
+def _stretches(covered: list[bool]) -> list[tuple[int, int]]:
+    stretches, start = [], None
+    for i, hit in enumerate([*covered, False]):
+        if hit and start is None:
+            start = i
+        elif not hit and start is not None:
+            stretches.append((start, i))
+            start = None
+    return stretches
+
+
+def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float, str]:
+    """Likeness in [0, 1] to the supporter's earlier replies, recent or old, and the earlier sentence it rests on.
+
+    Each sentence is compared with every earlier sentence after the client's words are masked, and once more with all
+    content masked, where only a near-identical frame counts: one frame with a new keyword is still the same sentence. The
+    reply's value is the mean over its sentences, weighted by length.
+    """
+    terms = frozenset(term for text in heard.client for term in read(text, lexicon).terms)
+    earlier = [
+        (s, masked, _frame(s, lexicon))
+        for text in heard.supporter
+        for s in read(text, lexicon).sentences
+        if (masked := _mask(s, terms, lexicon))
+    ]
+    total = alike = best_share = 0.0
+    best_text = ""
+    for sentence in reading.sentences:
+        masked, frame = _mask(sentence, terms, lexicon), _frame(sentence, lexicon)
+        likeness, text = 0.0, ""
+        for other, other_masked, other_frame in earlier:
+            value = likeness_of(masked, other_masked)
+            if (
+                frame
+                and other_frame
+                and value < SAME_FRAME
+                and (framed := likeness_of(frame, other_frame)) >= SAME_FRAME
+            ):
+                value = framed
+            if value > likeness:
+                likeness, text = value, other.text
+        weight = len(sentence.tokens)
+        total += weight
+        alike += weight * (likeness if likeness >= ALIKE else UNLIKE_WEIGHT * likeness)
+        if likeness >= ALIKE and likeness * weight > best_share:
+            best_text, best_share = text, likeness * weight
+    return (round(alike / total, 3), best_text) if total else (0.0, "")
+
+
+def _mask(sentence: Sentence, terms: frozenset[str], lexicon: Lexicon) -> tuple[str, ...]:
+    """The sentence's tokens with what the client said replaced by "*"."""
+    spans = {i for start, end, _ in spans_taken_up(sentence, terms, lexicon) for i in range(start, end)}
+    return _starred(sentence.tokens, [i in spans for i in range(len(sentence.tokens))])
+
+
+def _frame(sentence: Sentence, lexicon: Lexicon) -> tuple[str, ...]:
+    """The sentence's tokens with all content replaced by "*"; empty where too little remains to tell frames apart."""
+    words = lexicon.empty if lexicon.language == "zh" else lexicon.function
+    frame = _starred(sentence.tokens, [token not in words for token in sentence.tokens])
+    return frame if len(frame) - frame.count("*") >= MIN_FRAME else ()
+
+
+def _starred(tokens: tuple[str, ...], hidden: list[bool]) -> tuple[str, ...]:
+    """Neighbouring hidden tokens become one "*", together with the determiner before them."""
+    out: list[str] = []
+    for token, hide in zip(tokens, hidden, strict=True):
+        if hide:
+            while out and (out[-1] == "*" or out[-1] in _DETERMINERS):
+                out.pop()
+        out.append("*" if hide else token)
+    return tuple(out)
+
+
+_DETERMINERS = {"the", "a", "an", "your", "his", "her", "their", "this", "that", "those", "these"}
+
+
+@lru_cache(maxsize=4096)
+def _pairs(tokens: tuple[str, ...]) -> frozenset[tuple[str, str]]:
+    return frozenset(zip(("", *tokens), (*tokens, ""), strict=True))
+
+
+def likeness_of(one: tuple[str, ...], other: tuple[str, ...]) -> float:
+    """Likeness in [0, 1] of two token sequences: shared neighbouring pairs (Dice), or the squared share of the longest
+    common subsequence where that is larger, so that one replaced word in a frame costs little.
+    """
+    if one == other:
+        return 1.0
+    pairs, others = _pairs(one), _pairs(other)
+    dice = 2 * len(pairs & others) / (len(pairs) + len(others))
+    if dice < 0.25 or len(one) > 60 or len(other) > 60:
+        return dice
+    row = [0] * (len(other) + 1)
+    for a in one:
+        diagonal = 0
+        for j, b in enumerate(other):
+            above = row[j + 1]
+            row[j + 1] = diagonal + 1 if a == b else max(above, row[j])
+            diagonal = above
+    common = 2 * row[-1] / (len(one) + len(other))
+    return max(dice, common * common)

@@ -1,0 +1,73 @@
+"""What every command shares: the console on stderr, the one JSON object on stdout, logs, and how errors are told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+
+from envs.errors import InputError, RunError
+
+OK, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# For people: tables, progress, errors. Results that a program reads go to stdout.
+stderr = Console(stderr=True, highlight=False)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout; the rest on stderr.")]
+
+
+def command_app(example: str, **options: Any) -> typer.Typer:
+    """The Typer app of a command; ``example`` closes its help."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, epilog=f"Example: {example}", **options)
+
+
+def stdout() -> Console:
+    """The console of results. Made anew each time, since tests and pipes exchange the stream."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Print the command's one JSON object on stdout, on one line."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def configure_logging(verbose: bool) -> None:
+    """Send logs to stderr: warnings, or everything of ours with ``verbose``."""
+    handler = RichHandler(console=stderr, show_path=verbose, rich_tracebacks=False, markup=False)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
+    )
+
+
+def explain(error: BaseException, *, verbose: bool, as_json: bool) -> int:
+    """Tell an error plainly and return the exit status. A traceback is shown on demand, and for what nobody foresaw."""
+    status, message = _judge(error)
+    if verbose or message is None:
+        stderr.print(Text("".join(traceback.format_exception(error)).rstrip()), soft_wrap=True)
+    message = message or f"this should not have happened: {type(error).__name__}: {error}"
+    stderr.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    if as_json:
+        print_json({"error": message, "status": status})
+    return status
+
+
+def _judge(error: BaseException) -> tuple[int, str | None]:
+    """The exit status, and the message where the error is one that a person can mend."""
+    if isinstance(error, InputError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, RunError):
+        return RUN_FAILED, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; what was complete until then is kept"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RUN_FAILED, f"the disk is full ({error.filename or 'while writing'}): free some space and run it again"
+    return RUN_FAILED, None

@@ -1,0 +1,86 @@
+"""Everything of TRL, transformers and vLLM that is touched and not promised to stay, against the pinned versions."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+from transformers import Trainer, TrainerCallback
+from trl.distributed import DistributedBackend
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from trainers.adapter_sync import AdapterSync
+from trainers.trainer import DialogueTrainer
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_the_pinned_version_of_trl_is_installed():
+    assert version("trl") == "1.16.0"
+
+
+def test_the_method_we_override_takes_the_rows_and_returns_the_batch():
+    assert parameters(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+    assert DialogueTrainer._generate_and_score_completions is not GRPOTrainer._generate_and_score_completions
+
+
+def test_nothing_else_of_trl_is_overridden():
+    ours = {name for name in vars(DialogueTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
+    assert ours - {"_abc_impl"} == {"_generate_and_score_completions"}
+
+
+def test_the_trainer_syncs_weights_through_the_object_that_we_put_there_and_only_when_they_changed():
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "self.vllm_generation.sync_weights()" in source
+    assert "self.state.global_step != self._last_loaded_step" in source
+    assert "self.rollout_func(prompts, self)" in source
+    assert 'extra_fields.pop("env_mask", None)' in source
+    assert parameters(AdapterSync.sync_weights) == ["self"]
+    assert source.count("vllm_generation") == 1
+    assert "vllm_generation" not in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+def test_the_rollout_function_and_the_rewards_are_taken_by_the_constructor():
+    assert {"reward_funcs", "rollout_func", "peft_config", "processing_class", "train_dataset"} <= set(
+        parameters(GRPOTrainer.__init__)
+    )
+
+
+def test_likelihoods_of_sampler_and_trainer_come_back_with_the_batch():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for key in ("old_per_token_logps", "sampling_per_token_logps", "tool_mask", "completion_mask", "advantages"):
+        assert f'"{key}"' in source
+    assert "self.use_vllm and self.vllm_importance_sampling_correction" in source
+
+
+def test_the_loss_counts_only_tokens_under_completion_and_tool_mask():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert 'completion_mask * inputs["tool_mask"]' in source
+
+
+def test_parameters_are_gathered_by_the_distributed_backend():
+    assert parameters(DistributedBackend.gather_params) == ["self", "params"]
+    assert "self._dist = DistributedBackend(self.accelerator)" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_the_config_has_the_fields_that_we_set():
+    fields = set(inspect.signature(GRPOConfig).parameters)
+    assert {
+        "steps_per_generation",
+        "num_iterations",
+        "num_generations",
+        "loss_type",
+        "beta",
+        "epsilon",
+        "shuffle_dataset",
+    } <= fields
+
+
+def test_a_checkpoint_is_announced_after_all_its_files_are_written():
+    source = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert source.index("self._save_checkpoint(") < source.index("self.callback_handler.on_save(")
+    assert source.index("self.log(") < source.index("self._save_checkpoint(")
+    assert callable(TrainerCallback.on_save) and callable(TrainerCallback.on_log)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainers.config import RunConfig
+from trainers.config_file import load_config
+from trainers.memory import GIB, KNOWN, Architecture, ArchitectureUnknown, architecture_of, estimate_memory
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Architecture(hidden=4, layers=2, heads=2, kv_heads=1, feed_forward=8, vocabulary=10)
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def config(**sections: object) -> RunConfig:
+    trainer = {"micro_batch": 2, "minibatches": 1}
+    policy = {"context_tokens": 100, "max_new_tokens": 10}
+    return RunConfig.model_validate({"trainer": trainer, "policy": policy, "lora": {"rank": 3}, **sections})
+
+
+def test_the_parameters_of_a_tiny_model_are_those_counted_by_hand() -> None:
+    """A block: q 16, k 8, v 8, o 16, gate 32, up 32, down 32, biases 4 + 2 + 2, norms 8; ends 40 + 40, norm 4."""
+    assert TINY.parameters == 2 * (144 + 8 + 8) + 40 + 40 + 4
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen2.5-72b", 72_706_203_648),
+        ("llama-3.1-8b", 8_030_261_248),
+    ],
+)
+def test_known_models_have_their_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert KNOWN[name].parameters == parameters
+
+
+def test_an_adapter_has_rank_times_inputs_plus_outputs_of_each_layer() -> None:
+    """Inputs + outputs in one block: q 8, k 6, v 6, o 8, gate 12, up 12, down 12."""
+    assert TINY.adapter_parameters(3, "all-linear") == 2 * 3 * 64
+    assert TINY.adapter_parameters(3, ["q_proj", "v_proj"]) == 2 * 3 * 14
+
+
+def test_the_adapter_of_the_7b_model_at_rank_16_has_forty_million_parameters() -> None:
+    """28 layers x 16 x (7168 + 2 x 4096 + 7168 + 3 x 22528)."""
+    assert KNOWN["qwen2.5-7b"].adapter_parameters(16, "all-linear") == 28 * 16 * 90_112 == 40_370_176
+
+
+def test_keys_and_values_of_the_7b_model_take_56_kib_a_token() -> None:
+    assert KNOWN["qwen2.5-7b"].cache_bytes(2) == 2 * 28 * 512 * 2 == 56 * 1024
+
+
+def test_a_training_device_holds_what_the_formulas_say() -> None:
+    [device] = estimate_memory(config(devices={"training": [0]}), TINY)
+    adapter = 2 * 3 * 64
+    kept = 4 * (4 * 4 + 2 * 4 + 2 * 2 + 4 * 8 + 7 * 3) + 8 * 4  # bytes of one layer and token
+    assert device.name == "GPU 0"
+    assert device.parts == {
+        "base weights": 404 * 4,
+        "adapter": 4 * adapter,
+        "gradients": 4 * adapter,
+        "optimizer": 8 * adapter,
+        "activations": 2 * 100 * 2 * kept,
+        "logits": 12 * 2 * 100 * 10,
+        "runtime": 3 * GIB // 2,
+    }
+    assert device.fits is None
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others() -> None:
+    settings = {"micro_batch": 2, "minibatches": 1, "gradient_checkpointing": True}
+    [device] = estimate_memory(config(devices={"training": [0]}, trainer=settings), TINY)
+    kept = 4 * 81 + 32
+    assert device.parts["activations"] == 200 * (2 * 4 * 4 + kept)
+
+
+def test_zero_2_shares_out_gradients_and_optimizer_only() -> None:
+    plain = config(devices={"training": [0, 1]})
+    shared = config(devices={"training": [0, 1]}, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": "x.json"})
+    before, after = estimate_memory(plain, TINY)[0].parts, estimate_memory(shared, TINY)[0].parts
+    assert {part: before[part] / after[part] for part in before if before[part] != after[part]} == {
+        "gradients": 2,
+        "optimizer": 2,
+    }
+
+
+def test_the_cache_gets_what_is_left_of_the_engines_share() -> None:
+    """0.5 of 4 GiB, less weights (404 x 4), 4 adapter slots (384 x 4 each) and the runtime."""
+    shared = config(devices={"training": [0], "engine": [0], "memory_gib": 4}, engine={"gpu_memory_utilization": 0.5})
+    [device] = estimate_memory(shared, TINY)
+    assert device.parts["KV cache"] == 2 * GIB - 404 * 4 - 4 * 384 * 4 - 3 * GIB // 2
+    per_token = 2 * 2 * 2 * 4
+    assert device.notes == [
+        f"the KV cache holds {device.parts['KV cache'] // (per_token * 100)} dialogues of 100 tokens; 32 run at once"
+    ]
+    assert device.fits
+
+
+def test_tensor_parallel_devices_share_weights_and_cache() -> None:
+    """Of unknown memory the cache is all that is needed: 32 x 100 tokens x 2 x 2 layers x 4 wide x 4 bytes / 2."""
+    wide = Architecture(hidden=4, layers=2, heads=2, kv_heads=2, feed_forward=8, vocabulary=10)
+    split = config(devices={"training": [0], "engine": [1, 2]}, engine={"tensor_parallel": 2})
+    trains, serves, serves_too = estimate_memory(split, wide)
+    assert serves.parts == serves_too.parts
+    assert serves.parts["engine weights"] == wide.parameters * 4 // 2
+    assert serves.parts["KV cache"] == 32 * 100 * 2 * 2 * 4 * 4 // 2
+    assert "base weights" not in serves.parts and "KV cache" not in trains.parts
+
+
+def test_an_engine_whose_share_is_too_small_does_not_fit_and_says_what_to_raise() -> None:
+    small = config(devices={"training": [0], "engine": [0], "memory_gib": 4}, engine={"gpu_memory_utilization": 0.1})
+    [device] = estimate_memory(small, TINY)
+    assert device.fits is False
+    assert device.notes[0].endswith("raise engine.gpu_memory_utilization")
+
+
+def test_a_model_too_large_for_its_device_does_not_fit() -> None:
+    on_one = load_config(ROOT / "configs/grpo_qwen2.5_7b.yaml", ["policy.model=Qwen/Qwen2.5-72B-Instruct"])
+    assert estimate_memory(on_one, architecture_of(on_one.policy.model))[0].fits is False
+
+
+@pytest.mark.parametrize("name", ["grpo_qwen2.5_7b", "grpo_qwen2.5_7b_8gpu"])
+def test_the_shipped_gpu_configs_fit_and_hold_enough_dialogues(name: str) -> None:
+    shipped = load_config(ROOT / f"configs/{name}.yaml")
+    estimates = estimate_memory(shipped, architecture_of(shipped.policy.model))
+    assert len(estimates) == len({*shipped.devices.training, *shipped.devices.engine})
+    assert all(device.fits for device in estimates)
+    assert estimates[-1].parts["KV cache"] > 32 * 4096 * 56 * 1024 / shipped.engine.tensor_parallel
+
+
+def test_without_gpus_one_estimate_is_for_this_machine() -> None:
+    [device] = estimate_memory(config(), TINY)
+    assert device.name == "this machine"
+    assert device.parts["KV cache"] == GIB
+    [lean] = estimate_memory(config(engine={"kind": "transformers"}), TINY)
+    assert "KV cache" not in lean.parts
+
+
+def test_a_folder_tells_its_architecture(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"intermediate_size": 8, "vocab_size": 10}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "model_type": "qwen2"}), encoding="utf-8")
+    assert architecture_of(str(tmp_path)) == TINY
+    del sizes["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
+    with pytest.raises(ArchitectureUnknown, match="lacks vocab_size"):
+        architecture_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B", "me/qwen2.5-7b-tuned"])
+def test_a_known_id_is_recognised_whatever_stands_around_it(name: str) -> None:
+    assert architecture_of(name) is KNOWN["qwen2.5-7b"]
+    assert architecture_of("meta-llama/Meta-Llama-3.1-8B-Instruct") is KNOWN["llama-3.1-8b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("acme/gpt-9", "not among qwen2.5-0.5b"), ("Qwen/Qwen2.5-7B-Instruct-AWQ", "quantised")]
+)
+def test_an_unknown_model_is_told_with_what_would_help(name: str, why: str) -> None:
+    with pytest.raises(ArchitectureUnknown, match=why):
+        architecture_of(name)
+
+
+def test_mixtures_of_experts_are_not_guessed_at(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(
+        ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"), 8
+    )
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_experts": 8}), encoding="utf-8")
+    with pytest.raises(ArchitectureUnknown, match="mixtures of experts"):
+        architecture_of(str(tmp_path))

@@ -1,0 +1,137 @@
+"""From a configuration to the pieces of a run: client spec, cards, the policy's folder, its server, its supporters.
+
+Nothing heavy is imported before it is needed, so that a command can check everything else first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.card_set import load_cards
+from envs.cards import Language, PersonaCard, Split
+from envs.client_spec import ClientSpec, load_spec
+from envs.errors import InputError
+from trainers.config import BOOTSTRAP, RunConfig
+from trainers.engine import PolicyServer
+from trainers.evaluation import DialogueKey, SupporterFactory
+
+if TYPE_CHECKING:
+    from trainers.chat_template import ChatTemplate
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+CHATML = ROOT / "configs" / "prompts" / "chatml.jinja"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+
+
+def client_spec(config: RunConfig) -> ClientSpec:
+    """The spec that the config names, with the config's own perceiver and turn limit where it sets them."""
+    changes = {"perceiver": config.client.perceiver, "max_turns": config.dialogue.max_turns}
+    spec = load_spec(config.client.spec)
+    return ClientSpec.model_validate(spec.model_dump() | {key: value for key, value in changes.items() if value})
+
+
+def cards_of(config: RunConfig, split: Split) -> list[PersonaCard]:
+    """The config's cards of one split, sorted by id. Raises InputError when there is none."""
+    languages = config.cards.languages
+    found = [c for c in load_cards(config.cards.paths) if c.split == split and c.language in languages]
+    if not found:
+        raise InputError(
+            f"no card of split {split!r} in {', '.join(languages)} lies in {', '.join(map(str, config.cards.paths))}; "
+            "name another split, or add cards (cards.paths) or languages (cards.languages)"
+        )
+    return found
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises InputError when ``folder`` is no whole adapter."""
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: has no {name}; name an adapter, such as runs/demo/adapters/final")
+
+
+def policy_dir(config: RunConfig, progress: Callable[[str], None] = lambda line: None) -> Path:
+    """The folder of the base model: made here, on this disk, or fetched. Raises InputError when it can't be had."""
+    policy = config.policy
+    if policy.model == BOOTSTRAP:
+        from trainers.bootstrap import bootstrap
+        from trainers.chat_template import read_prompt
+
+        template = (policy.chat_template or CHATML).read_text(encoding="utf-8")
+        prompt, cards = read_prompt("en", policy.system_prompt), cards_of(config, config.cards.train_split)
+        return bootstrap(CACHE, cards, client_spec(config), prompt, template, progress=progress)
+    if Path(policy.model).is_dir():
+        return Path(policy.model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(policy.model, revision=policy.revision))
+    except (OSError, ValueError) as error:
+        raise InputError(f"policy.model: {policy.model} can't be fetched ({error}); name a model's folder") from error
+
+
+def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
+    """The engine that the config names, ready to sample; the caller closes it. Raises InputError or RunError."""
+    engine, device = config.engine, "cuda" if config.devices.engine else "cpu"
+    if engine.kind == "transformers":
+        import torch
+
+        from trainers.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model_dir, dtype=getattr(torch, config.policy.dtype), device=device)
+    from trainers.vllm_server import VllmServer, VllmSettings
+
+    if engine.urls:
+        return VllmServer.connect(engine.urls, engine.request_timeout)
+    return VllmServer.start(
+        VllmSettings(
+            model_dir=model_dir,
+            log_file=log_file,
+            port=engine.port,
+            device=device,
+            dtype=config.policy.dtype,
+            max_model_len=config.policy.context_tokens,
+            max_loras=engine.max_loras,
+            max_lora_rank=next((rank for rank in LORA_RANKS if rank >= config.lora.rank), config.lora.rank),
+            kv_cache_gib=engine.kv_cache_gib,
+            threads=engine.threads,
+            gpus=tuple(config.devices.engine),
+            tensor_parallel=engine.tensor_parallel,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enforce_eager=engine.enforce_eager,
+            start_timeout=engine.start_timeout,
+            request_timeout=engine.request_timeout,
+        )
+    )
+
+
+def chat_templates(config: RunConfig, model_dir: Path, languages: Sequence[Language]) -> dict[Language, ChatTemplate]:
+    """The policy's checked chat template for each language, with the system prompt in it."""
+    from trainers.chat_template import check_template, read_prompt
+    from trainers.train import load_tokenizer
+
+    tokenizer = load_tokenizer(model_dir)
+    if config.policy.chat_template:
+        tokenizer.chat_template = config.policy.chat_template.read_text(encoding="utf-8")
+    templates: dict[Language, ChatTemplate] = {}
+    for language in languages:
+        templates[language] = check_template(tokenizer, read_prompt(language, config.policy.system_prompt))
+    return templates
+
+
+def policy_factory(
+    config: RunConfig, server: PolicyServer, templates: dict[Language, ChatTemplate], adapter: str | None
+) -> SupporterFactory:
+    """Supporters that speak with the policy under ``adapter`` (a published name; None: the base model)."""
+    from trainers.policy import PolicySupporter, Sampling
+
+    policy = config.policy
+    sampling = Sampling(policy.max_new_tokens, policy.temperature, policy.context_tokens)
+
+    def supporter(key: DialogueKey) -> PolicySupporter:
+        return PolicySupporter(server, templates[key.language], adapter, key.dialogue_seed, sampling)
+
+    return supporter

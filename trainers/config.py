@@ -1,0 +1,369 @@
+"""The configuration of a run: what it is made of, its defaults, and what can't be combined.
+
+Defaults give way to the file, the file to the command line (``a.b=c``). Paths are taken from the current folder.
+Reading and overriding stand in ``trainers/config_file.py``. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from envs.cards import Language, Split
+
+BOOTSTRAP = "bootstrap"
+BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Run(_Section):
+    """Which run this is and where it is kept."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        default="run", description="Name of the run, of its folder and of its adapters."
+    )
+    dir: Path = Field(default=Path("runs"), description="Folder in which the run's own folder is made.")
+    seed: int = Field(default=0, ge=0, description="Seed from which all others follow.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self.dir / self.name
+
+
+class Policy(_Section):
+    """The model that is tuned and how it speaks."""
+
+    model: str = Field(
+        default=BOOTSTRAP,
+        description="`bootstrap` (the small policy, trained here), a model folder, or a hub id (owner/name).",
+    )
+    revision: str | None = Field(
+        default=None, description="Commit of the hub model; none: the newest when it is fetched."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Type of the frozen weights; the adapter is fp32."
+    )
+    system_prompt: Path | None = Field(
+        default=Path("configs/prompts/supporter_en.txt"),
+        description="File with the system message; none: no system message.",
+    )
+    chat_template: Path | None = Field(
+        default=None,
+        description="Jinja file; none: the model's own template (the small policy's is configs/prompts/chatml.jinja).",
+    )
+    context_tokens: Count = Field(default=1024, description="Longest dialogue, prompt included, in tokens.")
+    max_new_tokens: Count = Field(default=64, description="Longest reply, in tokens.")
+    temperature: Positive = Field(default=1.0, description="Sampling temperature; there is no top-p and no top-k.")
+
+
+class Lora(_Section):
+    """The adapter (arXiv 2106.09685)."""
+
+    rank: Count = Field(default=16, description="Rank of the adapter's matrices.")
+    alpha: Positive = Field(default=32, description="Scale: the adapter counts alpha / rank.")
+    dropout: Share = Field(default=0.0, description="Must be 0: see the check.")
+    targets: Literal["all-linear"] | list[str] = Field(
+        default="all-linear",
+        description="Which layers get an adapter: all linear ones but the head, or names such as q_proj.",
+    )
+
+
+class Cards(_Section):
+    """Whom the policy talks with."""
+
+    paths: list[Path] = Field(
+        default=[Path("configs/cards")], min_length=1, description="Card files, or folders read with all below them."
+    )
+    languages: list[Language] = Field(default=["en"], min_length=1, description="Languages of the cards that are used.")
+    train_split: Split = Field(default="train", description="Split of the cards that training uses.")
+
+
+class Client(_Section):
+    """How the client is simulated."""
+
+    spec: str = Field(default="appraisal-v1", description="Client spec: a name in configs/clients, or a path.")
+    perceiver: str | None = Field(default=None, description="What notices the acts in a reply; none: the spec's.")
+
+
+class Dialogue(_Section):
+    """How dialogues are run."""
+
+    concurrency: Count = Field(default=32, description="Dialogues in flight at once.")
+    deadline_seconds: Positive = Field(default=300, description="A dialogue that takes longer ends as failed.")
+    max_turns: Count | None = Field(default=None, description="Turn limit; none: the client spec's.")
+
+
+class RewardTerm(_Section):
+    """One reward and its share of the total."""
+
+    name: str = Field(description="Name of the reward, such as emotion.")
+    weight: Positive = Field(default=1.0, description="Its weight; the total is the weighted mean.")
+
+
+class Trainer(_Section):
+    """How the adapter is trained. A step is one batch of dialogues and the updates on it."""
+
+    algorithm: Literal["grpo"] = Field(
+        default="grpo", description="GRPO: group-relative advantages (arXiv 2402.03300)."
+    )
+    steps: Count = Field(default=24, description="Batches of dialogues.")
+    cards_per_step: Count = Field(default=4, description="Cards in a batch.")
+    dialogues_per_card: int = Field(
+        default=8, ge=2, description="Dialogues with each card: the group that a dialogue is compared with."
+    )
+    minibatches: Count = Field(default=2, description="Parts of a batch of dialogues, with an optimizer step on each.")
+    iterations: Count = Field(default=1, description="How often a batch of dialogues is gone through.")
+    micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
+    learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Course of the learning rate."
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Optimizer steps over which the learning rate rises to its value."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
+    kl: float = Field(default=0.04, ge=0, description="Weight of the KL divergence from the base model.")
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2, description="Clip of the probability ratio, both ways."
+    )
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
+        default="grpo",
+        description="How token losses are averaged: grpo over each dialogue (arXiv 2402.03300), dapo over the batch.",
+    )
+    scale_rewards: Literal["group", "none"] = Field(
+        default="group", description="Whether advantages are divided by the group's standard deviation."
+    )
+    max_grad_norm: Positive = Field(default=1.0, description="Gradient clip.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations: a third more time, far less memory."
+    )
+    checkpoint_every: Count = Field(default=10, description="Steps between checkpoints.")
+    keep_checkpoints: Count = Field(default=2, description="Checkpoints that are kept, newest first.")
+    report_to: list[Literal["wandb", "tensorboard", "mlflow", "trackio"]] = Field(
+        default=[], description="Trackers; metrics.jsonl is written always."
+    )
+    logprob_tolerance: Positive = Field(
+        default=1e-4,
+        description="Nats: the run fails when sampling and training log-probabilities of a token differ by more.",
+    )
+    error_budget: Share = Field(
+        default=0.25, description="The run halts when a larger share of a step's dialogues or scores fails."
+    )
+    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training devices.")
+
+
+class Engine(_Section):
+    """What samples the policy's replies."""
+
+    kind: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="`transformers` serves where vLLM can't be installed."
+    )
+    urls: list[str] = Field(default=[], description="Servers that run already; none: the run starts one.")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None, description="Port of the server, on loopback; none: a free one."
+    )
+    max_loras: int = Field(default=4, ge=2, description="Adapter slots: one in use, one spare, and one more on a CPU.")
+    start_timeout: Positive = Field(default=300, description="Seconds until a server that isn't ready has failed.")
+    request_timeout: Positive = Field(default=120, description="Seconds until a request has failed.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9, description="Share of each engine GPU that vLLM takes."
+    )
+    tensor_parallel: Count = Field(default=1, description="GPUs that share one copy of the model.")
+    enforce_eager: bool = Field(default=True, description="No compiled graphs: starts faster, samples slower on a GPU.")
+    kv_cache_gib: Count = Field(default=1, description="CPU only: memory for keys and values.")
+    threads: Count | None = Field(default=None, description="CPU only: threads of the server; none: every core.")
+
+
+class Devices(_Section):
+    """Which GPUs do what; empty lists mean the CPU."""
+
+    training: list[Annotated[int, Field(ge=0)]] = Field(default=[], description="GPUs that train.")
+    engine: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="GPUs that sample: the same as training, or others."
+    )
+    memory_gib: Positive | None = Field(
+        default=None, description="Memory of each GPU, for the estimate; none: not compared."
+    )
+
+
+class Evaluation(_Section):
+    """How base and adapter are compared."""
+
+    split: Split = Field(default="test", description="Split of the cards that the comparison uses.")
+    seeds_per_card: Count = Field(default=2, description="Dialogues with each card; the same seeds for both policies.")
+    bootstrap_resamples: int = Field(default=10_000, ge=100, description="Resamples of the bootstrap intervals.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(default=0.95, description="Confidence of the intervals.")
+
+
+class Release(_Section):
+    """What is handed on."""
+
+    name: str | None = Field(default=None, description="Name of the released adapter; none: the run's.")
+    licence: str = Field(default="Apache-2.0", description="Licence of the adapter; the base model's must allow it.")
+
+
+class RunConfig(_Section):
+    """Everything that a run is made of."""
+
+    run: Run = Field(default=Run(), description="Name, folder and seed.")
+    policy: Policy = Field(default=Policy(), description="The model that is tuned.")
+    lora: Lora = Field(default=Lora(), description="The adapter.")
+    cards: Cards = Field(default=Cards(), description="Whom it talks with.")
+    client: Client = Field(default=Client(), description="How the client is simulated.")
+    dialogue: Dialogue = Field(default=Dialogue(), description="How dialogues are run.")
+    rewards: list[RewardTerm] = Field(
+        default=[RewardTerm(name="emotion")], min_length=1, description="What is rewarded."
+    )
+    trainer: Trainer = Field(default=Trainer(), description="How the adapter is trained.")
+    engine: Engine = Field(default=Engine(), description="What samples the replies.")
+    devices: Devices = Field(default=Devices(), description="Which GPUs do what.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="How base and adapter are compared.")
+    release: Release = Field(default=Release(), description="What is handed on.")
+
+    @model_validator(mode="after")
+    def _combines(self) -> RunConfig:
+        problems = [
+            *_policy_conflicts(self),
+            *_trainer_conflicts(self),
+            *_engine_conflicts(self),
+            *_device_conflicts(self),
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _policy_conflicts(config: RunConfig) -> list[str]:
+    policy, problems = config.policy, []
+    if policy.max_new_tokens >= policy.context_tokens:
+        problems.append(
+            f"policy.max_new_tokens: {policy.max_new_tokens} leaves no room in policy.context_tokens "
+            f"({policy.context_tokens}); lower the first or raise the second"
+        )
+    if config.lora.dropout > 0:
+        problems.append(
+            "lora.dropout: must be 0: dropout makes training log-probabilities differ from those that were sampled"
+        )
+    if config.evaluation.split == config.cards.train_split:
+        problems.append(
+            f"evaluation.split: {config.evaluation.split!r} is what training uses (cards.train_split); "
+            "evaluate on another split"
+        )
+    return problems
+
+
+def _trainer_conflicts(config: RunConfig) -> list[str]:
+    trainer, problems = config.trainer, []
+    rows, devices = trainer.cards_per_step * trainer.dialogues_per_card, max(1, len(config.devices.training))
+    pieces = trainer.minibatches * trainer.micro_batch * devices
+    if rows % pieces:
+        problems.append(
+            f"trainer.micro_batch: {rows} dialogues a step (cards_per_step x dialogues_per_card) are no multiple of "
+            f"minibatches x micro_batch x training devices ({pieces}); change one of these"
+        )
+    if config.policy.dtype == "bfloat16" and trainer.logprob_tolerance < BF16_TOLERANCE:
+        problems.append(
+            f"trainer.logprob_tolerance: {trainer.logprob_tolerance:g} can't hold in bfloat16, where two engines "
+            f"round differently; raise it to {BF16_TOLERANCE:g} or more, or set policy.dtype to float32"
+        )
+    names = [term.name for term in config.rewards]
+    if twice := {name for name in names if names.count(name) > 1}:
+        problems.append(f"rewards: {sorted(twice)[0]!r} is named twice; keep one and add the weights")
+    return problems
+
+
+def _engine_conflicts(config: RunConfig) -> list[str]:
+    engine, devices, problems = config.engine, config.devices, []
+    if engine.kind == "transformers" and engine.urls:
+        problems.append(
+            "engine.urls: the transformers engine runs in the training process; remove urls, or set engine.kind to vllm"
+        )
+    if engine.urls and engine.port:
+        problems.append(
+            "engine.port: has no meaning beside engine.urls, whose servers run already; remove one of the two"
+        )
+    bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
+    if bad:
+        problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")
+    if not engine.urls and engine.tensor_parallel != max(1, len(devices.engine)):
+        problems.append(
+            f"engine.tensor_parallel: {engine.tensor_parallel} must equal the number of devices.engine "
+            f"({len(devices.engine)}): the server that the run starts holds one copy of the model"
+        )
+    return problems
+
+
+def _device_conflicts(config: RunConfig) -> list[str]:
+    devices, problems = config.devices, []
+    for role, listed in (("training", devices.training), ("engine", devices.engine)):
+        if len(set(listed)) < len(listed):
+            problems.append(f"devices.{role}: {listed} names a GPU twice")
+    shared = set(devices.training) & set(devices.engine)
+    if shared and set(devices.training) != set(devices.engine):
+        problems.append("devices.engine: must be the same GPUs as devices.training, or none of them")
+    if devices.engine and not devices.training:
+        problems.append("devices.training: is empty while devices.engine is not; name the GPUs that train")
+    if config.trainer.deepspeed and len(devices.training) < 2:
+        problems.append(
+            "trainer.deepspeed: shares a state out over several devices.training; remove it, or name two or more"
+        )
+    return problems
+
+
+def missing_files(config: RunConfig) -> list[str]:
+    """One line for each file that the config names and that isn't there, with its key and the remedy."""
+    named: list[tuple[str, Path | None]] = [
+        ("policy.system_prompt", config.policy.system_prompt),
+        ("policy.chat_template", config.policy.chat_template),
+        ("trainer.deepspeed", config.trainer.deepspeed),
+        *((f"cards.paths.{index}", path) for index, path in enumerate(config.cards.paths)),
+    ]
+    problems = [
+        f"{key}: there is no {path} (paths are taken from the current folder, {Path.cwd()}); correct it"
+        for key, path in named
+        if path is not None and not path.exists()
+    ]
+    return problems + _model_problems(config.policy.model) + _deepspeed_problems(config.trainer.deepspeed)
+
+
+def _model_problems(model: str) -> list[str]:
+    folder = Path(model)
+    if model == BOOTSTRAP:
+        return []
+    if folder.is_dir():
+        return (
+            []
+            if (folder / "config.json").is_file()
+            else [f"policy.model: {model} has no config.json; name a model's folder"]
+        )
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return (
+        []
+        if is_hub_id
+        else [f"policy.model: {model!r} is neither `{BOOTSTRAP}`, nor a folder, nor a hub id (owner/name)"]
+    )
+
+
+def _deepspeed_problems(path: Path | None) -> list[str]:
+    if path is None or not path.is_file():
+        return []
+    try:
+        stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"trainer.deepspeed: {path} is not a DeepSpeed file with zero_optimization.stage ({error!r})"]
+    return (
+        []
+        if stage in (0, 1, 2)
+        else [f"trainer.deepspeed: {path} asks for ZeRO stage {stage}; the adapter sync needs 0, 1 or 2"]
+    )

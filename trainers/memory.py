@@ -1,0 +1,268 @@
+"""An estimate of the memory that a run needs on each device, from the configuration and the model's architecture alone.
+
+With P parameters of the base model, L of the adapter, e bytes per number of the base model's type (fp32 4, bf16 2),
+b = trainer.micro_batch dialogues of T = policy.context_tokens tokens in a pass, n layers, and the sizes h (hidden),
+q = heads x head size, k = key-value heads x head size, f (feed-forward), v (vocabulary), r (rank), a training device
+holds
+
+    base weights   P e                        frozen, so without gradients and optimizer state
+    adapter        4 L                        fp32
+    gradients      4 L / s                    s: training devices when DeepSpeed shares them out, else 1
+    optimizer      8 L / s                    AdamW's two moments
+    activations    n b T A                    A = e (4h + 2q + 2k + 4f + 7r) + 8h bytes a layer and token, or, with
+                   n b T h e + b T A          gradient checkpointing, each layer's input and one layer at a time
+    logits         12 b T v                   three fp32 tensors: as computed, divided by the temperature, the gradient
+
+A counts what a layer of SwiGLU and grouped-query attention keeps for the backward pass when attention itself keeps no
+T x T matrix: both norms' inputs and outputs, q, k, v and the heads' output, the four feed-forward tensors, the
+adapter's inner ones, and the norms' fp32 copies. It is the counting of arXiv 2205.05198 for this kind of layer.
+
+The engine on a GPU takes its share of the device whatever it needs; keys and values get what P e / t, the adapter slots
+(max_loras L e) and the runtime leave of it, t being the tensor-parallel size. A token's keys and values take
+2 n k e / t bytes. The estimate errs on the large side: it takes every dialogue of a pass at full length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainers.config import BOOTSTRAP, RunConfig
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+RUNTIME_GPU = 3 * GIB // 2  # a process's CUDA context, its libraries' workspaces and what the allocator can't use
+RUNTIME_CPU = GIB // 2  # Python with torch
+REQUIRED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+class ArchitectureUnknown(Exception):
+    """The sizes of a model can't be told; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a decoder with grouped-query attention and SwiGLU. ``tied``: the head is the embedding."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool = False
+    attention_bias: bool = True
+    head_dim: int | None = None
+
+    @property
+    def q(self) -> int:
+        """Width of the queries."""
+        return self.heads * (self.head_dim or self.hidden // self.heads)
+
+    @property
+    def k(self) -> int:
+        """Width of the keys, and of the values."""
+        return self.kv_heads * (self.head_dim or self.hidden // self.heads)
+
+    @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of one block."""
+        h, f = self.hidden, self.feed_forward
+        return {
+            "q_proj": (h, self.q),
+            "k_proj": (h, self.k),
+            "v_proj": (h, self.k),
+            "o_proj": (self.q, h),
+            "gate_proj": (h, f),
+            "up_proj": (h, f),
+            "down_proj": (f, h),
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        block = sum(inputs * outputs for inputs, outputs in self.linear_layers.values()) + 2 * self.hidden
+        block += self.q + 2 * self.k if self.attention_bias else 0
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * block + embeddings + self.hidden
+
+    def adapter_parameters(self, rank: int, targets: str | list[str]) -> int:
+        """Parameters of a LoRA adapter: rank x (inputs + outputs) for each layer that has one."""
+        wanted = (
+            self.linear_layers
+            if targets == "all-linear"
+            else {k: self.linear_layers[k] for k in targets if k in self.linear_layers}
+        )
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in wanted.values())
+
+    def activation_bytes(self, bytes_each: int, rank: int) -> int:
+        """What one layer keeps of one token for the backward pass."""
+        kept = 4 * self.hidden + 2 * self.q + 2 * self.k + 4 * self.feed_forward + 7 * rank
+        return bytes_each * kept + 8 * self.hidden
+
+    def cache_bytes(self, bytes_each: int) -> int:
+        """Keys and values of one token."""
+        return 2 * self.layers * self.k * bytes_each
+
+
+# As in the models' published config.json.
+KNOWN = {
+    "qwen2.5-0.5b": Architecture(896, 24, 14, 2, 4864, 151936, tied=True),
+    "qwen2.5-1.5b": Architecture(1536, 28, 12, 2, 8960, 151936, tied=True),
+    "qwen2.5-3b": Architecture(2048, 36, 16, 2, 11008, 151936, tied=True),
+    "qwen2.5-7b": Architecture(3584, 28, 28, 4, 18944, 152064),
+    "qwen2.5-14b": Architecture(5120, 48, 40, 8, 13824, 152064),
+    "qwen2.5-32b": Architecture(5120, 64, 40, 8, 27648, 152064),
+    "qwen2.5-72b": Architecture(8192, 80, 64, 8, 29568, 152064),
+    "llama-3.1-8b": Architecture(4096, 32, 32, 8, 14336, 128256, attention_bias=False),
+    "llama-3.1-70b": Architecture(8192, 80, 64, 8, 28672, 128256, attention_bias=False),
+}
+# The small policy is at most this; its own config.json is exact once it is built.
+SMALL_POLICY = Architecture(192, 4, 6, 2, 512, 3072, tied=True)
+QUANTISED = ("awq", "gptq", "gguf", "int4", "int8", "fp8", "bnb", "4bit", "8bit")
+
+
+def architecture_of(model: str) -> Architecture:
+    """The sizes of a model: from its folder's config.json, or the table of known ids. Raises ArchitectureUnknown."""
+    if model == BOOTSTRAP:
+        return SMALL_POLICY
+    if (config := Path(model) / "config.json").is_file():
+        return _from_config(json.loads(config.read_text(encoding="utf-8")), str(config))
+    name = model.rpartition("/")[2].lower()
+    if any(mark in name for mark in QUANTISED):
+        raise ArchitectureUnknown(
+            f"{model}: its name speaks of quantised weights, whose size this estimate does not know"
+        )
+    known = [key for key in KNOWN if f"{name}-".startswith((f"{key}-", f"meta-{key}-"))]
+    if not known:
+        raise ArchitectureUnknown(
+            f"{model}: not among {', '.join(KNOWN)}; give a folder with its config.json as policy.model"
+        )
+    return KNOWN[known[0]]
+
+
+def _from_config(config: dict[str, Any], where: str) -> Architecture:
+    if missing := [key for key in REQUIRED_KEYS if not isinstance(config.get(key), int)]:
+        raise ArchitectureUnknown(f"{where}: lacks {', '.join(missing)}")
+    if any("expert" in key and value for key, value in config.items()) or config.get("quantization_config"):
+        raise ArchitectureUnknown(
+            f"{where}: mixtures of experts and quantised weights are not covered by this estimate"
+        )
+    return Architecture(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        feed_forward=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
+        head_dim=config.get("head_dim"),
+    )
+
+
+@dataclass
+class DeviceEstimate:
+    """What one device holds, in bytes. ``capacity`` is None where it isn't known."""
+
+    name: str
+    parts: dict[str, int]
+    capacity: int | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the parts fit and the engine has room for a dialogue; None where the capacity isn't known."""
+        return None if self.capacity is None else self.total <= self.capacity and self.parts.get("KV cache", 0) >= 0
+
+
+def estimate_memory(config: RunConfig, architecture: Architecture) -> list[DeviceEstimate]:
+    """One estimate for each device that the configuration names; without any, one for this machine."""
+    training, serving = config.devices.training, config.devices.engine
+    if not training:
+        parts = {**_training_parts(config, architecture), **_cpu_engine_parts(config, architecture)}
+        return [DeviceEstimate("this machine", parts, _machine_memory())]
+    capacity = round(config.devices.memory_gib * GIB) if config.devices.memory_gib else None
+    estimates = []
+    for gpu in sorted({*training, *serving}):
+        device = DeviceEstimate(f"GPU {gpu}", {}, capacity)
+        if gpu in training:
+            device.parts |= _training_parts(config, architecture)
+        if gpu in serving:
+            _add_gpu_engine(device, config, architecture)
+        estimates.append(device)
+    return estimates
+
+
+def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
+    trainer, each = config.trainer, BYTES[config.policy.dtype]
+    adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
+    shares = len(config.devices.training) if trainer.deepspeed else 1
+    tokens = trainer.micro_batch * config.policy.context_tokens
+    layer = architecture.activation_bytes(each, config.lora.rank)
+    if trainer.gradient_checkpointing:
+        activations = tokens * (architecture.layers * architecture.hidden * each + layer)
+    else:
+        activations = tokens * architecture.layers * layer
+    return {
+        "base weights": architecture.parameters * each,
+        "adapter": 4 * adapter,
+        "gradients": 4 * adapter // shares,
+        "optimizer": 8 * adapter // shares,
+        "activations": activations,
+        "logits": 12 * tokens * architecture.vocabulary,
+        "runtime": RUNTIME_GPU if config.devices.training else RUNTIME_CPU,
+    }
+
+
+def _engine_fixed(config: RunConfig, architecture: Architecture) -> dict[str, int]:
+    """The engine's weights and adapter slots, which don't depend on how many dialogues run."""
+    each = BYTES[config.policy.dtype]
+    adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
+    return {
+        "engine weights": architecture.parameters * each // config.engine.tensor_parallel,
+        "adapter slots": config.engine.max_loras * adapter * each,
+    }
+
+
+def _cpu_engine_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
+    if config.engine.urls or config.engine.kind == "transformers":
+        return {}
+    fixed = _engine_fixed(config, architecture)
+    return {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
+
+
+def _add_gpu_engine(device: DeviceEstimate, config: RunConfig, architecture: Architecture) -> None:
+    """Add the engine's parts. Keys and values get the rest of its share; a negative rest means that it can't start."""
+    if config.engine.urls or config.engine.kind == "transformers":
+        return
+    policy = config.policy
+    per_token = architecture.cache_bytes(BYTES[policy.dtype]) // min(
+        config.engine.tensor_parallel, architecture.kv_heads
+    )
+    wanted = config.dialogue.concurrency * policy.context_tokens * per_token
+    fixed = {**_engine_fixed(config, architecture), "engine runtime": RUNTIME_GPU}
+    cache = wanted
+    if device.capacity is not None:
+        cache = int(device.capacity * config.engine.gpu_memory_utilization) - sum(fixed.values())
+    device.parts |= {**fixed, "KV cache": cache}
+    whole = max(0, cache) // (per_token * policy.context_tokens)
+    device.notes.append(
+        f"the KV cache holds {whole} dialogues of {policy.context_tokens} tokens; "
+        f"{config.dialogue.concurrency} run at once" + ("" if whole else ": raise engine.gpu_memory_utilization")
+    )
+
+
+def _machine_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

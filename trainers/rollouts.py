@@ -1,0 +1,185 @@
+"""One step's dialogues: plan them, run them, write them down, and only then score them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.cards import PersonaCard
+from envs.client_spec import ClientSpec
+from envs.clients.client import Client
+from envs.dialogue import DialoguePlan, run_dialogues
+from envs.errors import RunError
+from envs.hashing import derived_seed
+from envs.trajectory import Score, Stop, Trajectory
+from trainers.chat_template import ChatTemplate
+from trainers.engine import PolicyServer
+from trainers.policy import PolicySupporter, Sampling
+from trainers.samples import Sample, blank_sample, build_sample
+
+Reward = Callable[[Trajectory], Awaitable[Score]]
+MakeClient = Callable[[PersonaCard, int], Client]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one rank brings back from a step: one entry per row in every field, failed dialogues included.
+
+    ``samples`` of rows without a total are blank. Seconds are wall clock.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    scores: tuple[Score, ...]
+    samples: tuple[Sample, ...]
+    rollout_seconds: float
+    score_seconds: float
+
+    @property
+    def totals(self) -> list[float | None]:
+        """The total of each row; None for a failed dialogue and for one that could not be scored."""
+        return [score.value for score in self.scores]
+
+
+@dataclass(frozen=True)
+class RolloutWorker:
+    """Runs and scores dialogues between the policy and simulated clients.
+
+    Every row of a group meets the same client: the client's seed comes from (run seed, step, group), so that the
+    opening is shared and advantages compare replies. The policy's seed comes from (run seed, step, dialogue index).
+    """
+
+    server: PolicyServer
+    template: ChatTemplate
+    sampling: Sampling
+    cards: Mapping[str, PersonaCard]
+    spec: ClientSpec
+    make_client: MakeClient
+    reward: Reward
+    seed: int
+    group_size: int
+    concurrency: int
+    deadline_seconds: float | None = None
+
+    async def run(
+        self,
+        card_ids: Sequence[str],
+        step: int,
+        first_row: int,
+        adapter: str | None,
+        record: Callable[[Sequence[Trajectory]], None],
+    ) -> Rollout:
+        """Play one dialogue per card id, as rows ``first_row``.. of ``step``; ``record`` is called before scoring."""
+        started = time.monotonic()
+        plans = [self._plan(card_id, step, first_row + offset, adapter) for offset, card_id in enumerate(card_ids)]
+        trajectories = await run_dialogues(plans, self.concurrency, self.deadline_seconds)
+        played = time.monotonic()
+        record(trajectories)
+        scores = await asyncio.gather(*(self._score(trajectory) for trajectory in trajectories))
+        samples = [self._sample(*pair) for pair in zip(trajectories, scores, strict=True)]
+        return Rollout(
+            trajectories=tuple(trajectories),
+            scores=tuple(scores),
+            samples=tuple(samples),
+            rollout_seconds=played - started,
+            score_seconds=time.monotonic() - played,
+        )
+
+    def _plan(self, card_id: str, step: int, row: int, adapter: str | None) -> DialoguePlan:
+        group, member = divmod(row, self.group_size)
+        card = self.cards[card_id]
+        client_seed = derived_seed(self.seed, "client", step, group)
+        policy_seed = derived_seed(self.seed, "policy", step, row)
+        return DialoguePlan(
+            dialogue_id=f"{step:06d}-{group:03d}-{member:03d}-{card_id}",
+            card=card,
+            spec=self.spec,
+            seed=client_seed,
+            client=self.make_client(card, client_seed),
+            supporter=PolicySupporter(self.server, self.template, adapter, policy_seed, self.sampling),
+        )
+
+    async def _score(self, trajectory: Trajectory) -> Score:
+        """The reward's score; a failed dialogue, and one whose scoring fails, has none."""
+        if trajectory.stop is Stop.ERROR:
+            return Score(name="total", value=None, evidence=f"the dialogue failed: {trajectory.error}")
+        try:
+            return await self.reward(trajectory)
+        except Exception as error:  # what can't be scored is data, whatever made it fail
+            return Score(name="total", value=None, evidence=f"scoring failed: {type(error).__name__}: {error}")
+
+    def _sample(self, trajectory: Trajectory, score: Score) -> Sample:
+        if score.value is None:
+            return blank_sample(self.template.end_of_turn)
+        return build_sample([turn.supporter for turn in trajectory.turns], self.template.end_of_turn)
+
+
+def step_of(dialogue_id: str) -> int:
+    """The step that a dialogue of a training run belongs to."""
+    return int(dialogue_id.split("-", 1)[0])
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines and wait until they are on disk. Raises RunError naming the file."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"{path}: can't be written ({error}); free some space or mend the rights, then resume"
+        ) from error
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop lines that aren't ``wanted``, and a last line that was cut off in mid-write; the file changes at once."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if wanted(json.loads(line)):
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    replacement = path.with_name(path.name + ".tmp")
+    replacement.unlink(missing_ok=True)
+    append_lines(replacement, kept)
+    replacement.replace(path)
+
+
+def check_budget(rows: Sequence[Mapping[str, Any]], step: int, budget: float) -> None:
+    """Raise RunError when more dialogues failed, or more could not be scored, than a run may lose at one step."""
+    failed = [row["evidence"] for row in rows if row["failed"]]
+    unscored = [row["evidence"] for row in rows if not row["failed"] and row["total"] is None]
+    for lost, of, what in (
+        (failed, len(rows), "dialogues failed"),
+        (unscored, len(rows) - len(failed), "dialogues could not be scored"),
+    ):
+        if lost and len(lost) > budget * of:
+            reason, count = Counter(lost).most_common(1)[0]
+            raise RunError(
+                f"step {step}: {len(lost)} of {of} {what}, more than trainer.error_budget={budget:g} allows; the most "
+                f"frequent reason ({count} times): {reason}; mend it and resume from the last checkpoint"
+            )
+
+
+def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
+    """What the step's metrics need of one row; small, since every rank sends its own."""
+    replies = [turn.supporter for turn in trajectory.turns]
+    return {
+        "failed": trajectory.stop is Stop.ERROR,
+        "total": score.value,
+        "evidence": score.evidence,
+        "final_emotion": trajectory.final_emotion,
+        "turns": len(replies),
+        "tokens": sum(len(reply.ids) for reply in replies),
+        "truncated": sum(reply.truncated for reply in replies),
+    }

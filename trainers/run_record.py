@@ -1,0 +1,88 @@
+"""What a run leaves on disk at each step: its metrics, and checkpoints that can be told complete from torn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from envs.errors import InputError
+from trainers.rollouts import append_lines, keep_lines, step_of
+from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, updates_per_rollout
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+# Written into a checkpoint when all else in it is on disk.
+COMPLETE = "COMPLETE"
+# Ours <- TRL's names for what it measures while it updates.
+UPDATE_METRICS = {
+    "loss": "loss",
+    "kl": "kl",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "clip_rate": "clip_ratio/region_mean",
+}
+
+
+class RunRecord(TrainerCallback):
+    """Writes a line of metrics.jsonl after each step's updates, and marks checkpoints complete."""
+
+    def __init__(self, trainer: DialogueTrainer, run_dir: Path, on_step: OnStep | None) -> None:
+        self._trainer, self._run_dir, self._on_step = trainer, run_dir, on_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """One line per step: the rollout's numbers and those of the updates on it."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        measured = self._trainer.step_metrics
+        seconds = {**measured["seconds"], "update": time.monotonic() - self._trainer.rollout_ended}
+        line = measured | {ours: logs.get(theirs) for ours, theirs in UPDATE_METRICS.items()}
+        line |= {"optimizer_steps": state.global_step, "seconds": seconds}
+        append_lines(self._run_dir / METRICS, [json.dumps(line, allow_nan=False)])
+        if self._on_step:
+            self._on_step(line)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """All files of the checkpoint are written: say so."""
+        if state.is_world_process_zero:
+            append_lines(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, ["complete"])
+
+
+def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
+    """Make the folder ready and return the checkpoint to go on from, if any.
+
+    On resume, torn checkpoints and whatever was recorded after the checkpoint go. Raises InputError when the folder
+    holds a run and ``resume`` is off.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        if any((run_dir / name).exists() for name in (METRICS, TRAJECTORIES, CHECKPOINTS)):
+            raise InputError(f"{run_dir} holds a run already; resume it, or name another folder")
+        return None
+    checkpoints = sorted((run_dir / CHECKPOINTS).glob("checkpoint-*"), key=_updates_done)
+    complete = [path for path in checkpoints if (path / COMPLETE).exists()]
+    newest = complete[-1] if complete else None
+    if args.process_index == 0:
+        for torn in set(checkpoints) - set(complete):
+            shutil.rmtree(torn)
+        done = _updates_done(newest) // updates_per_rollout(args) if newest else 0
+        keep_lines(run_dir / METRICS, lambda line: line["step"] < done)
+        for name in (TRAJECTORIES, SCORES):
+            keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) < done)
+    return newest
+
+
+def _updates_done(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,60 @@
+"""From the generations of a dialogue to one training sample: ids, which of them were sampled, at what likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.trajectory import Generation
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A dialogue as one token sequence: ``ids``, ``policy_mask`` and ``logprobs`` are all (T,).
+
+    ``policy_mask`` is 1 exactly on the tokens that the policy sampled; ``logprobs`` (nats) are 0 elsewhere. The first
+    ``prompt_length`` ids are the prompt part. The last id is an end-of-turn.
+    """
+
+    ids: tuple[int, ...]
+    policy_mask: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_length: int
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The ids that are trained on, in order."""
+        return tuple(token for token, ours in zip(self.ids, self.policy_mask, strict=True) if ours)
+
+
+def build_sample(generations: Sequence[Generation], end_of_turn: int) -> Sample:
+    """Concatenate a dialogue's generations into one sample.
+
+    Every generation's ``prompt_ids`` must continue the sequence of the one before; what lies between (a forced
+    end-of-turn, the client's words) is context. A last reply without end-of-turn gets one outside the mask. Raises
+    ValueError when there is no generation or a history was re-made.
+    """
+    if not generations:
+        raise ValueError("a dialogue without a reply has nothing to train on")
+    ids: list[int] = []
+    mask: list[int] = []
+    logprobs: list[float] = []
+    for turn, generation in enumerate(generations):
+        if list(generation.prompt_ids[: len(ids)]) != ids:
+            raise ValueError(f"turn {turn}: the prompt does not continue the ids of the turns before")
+        if len(generation.ids) != len(generation.logprobs) or not generation.ids:
+            raise ValueError(
+                f"turn {turn}: {len(generation.ids)} ids with {len(generation.logprobs)} log-probabilities"
+            )
+        context = generation.prompt_ids[len(ids) :]
+        ids += [*context, *generation.ids]
+        mask += [0] * len(context) + [1] * len(generation.ids)
+        logprobs += [0.0] * len(context) + list(generation.logprobs)
+    if ids[-1] != end_of_turn:
+        ids, mask, logprobs = [*ids, end_of_turn], [*mask, 0], [*logprobs, 0.0]
+    return Sample(tuple(ids), tuple(mask), tuple(logprobs), prompt_length=len(generations[0].prompt_ids))
+
+
+def blank_sample(end_of_turn: int) -> Sample:
+    """The row of a dialogue that can't be trained on: the row count stays fixed, and its mask is 0 everywhere."""
+    return Sample((end_of_turn, end_of_turn), (0, 0), (0.0, 0.0), prompt_length=1)

@@ -1,0 +1,221 @@
+"""Assembles a training run: tokenizer, model with LoRA, schedule of cards, trainer, checkpoints, final adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer, PrinterCallback
+from trl.trainer.grpo_config import GRPOConfig
+
+from envs.cards import PersonaCard
+from envs.client_spec import ClientSpec
+from envs.errors import InputError
+from envs.hashing import derived_seed
+from trainers.adapter_sync import write_adapter
+from trainers.chat_template import Tokenizer, check_template
+from trainers.credit import GroupRelative
+from trainers.engine import PolicyServer
+from trainers.policy import Sampling
+from trainers.rollouts import MakeClient, Reward, RolloutWorker
+from trainers.run_record import CHECKPOINTS, RunRecord, prepare_run_dir
+from trainers.trainer import DialogueTrainer, Limits, OnStep
+
+FINAL_ADAPTER = Path("adapters") / "final"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run trains with. A step is one rollout of ``cards_per_step`` groups of ``group_size`` dialogues.
+
+    Each rollout is split into ``minibatches`` optimizer steps, and gone through ``iterations`` times. ``micro_batch``
+    is the number of dialogues in one forward pass of one rank.
+    """
+
+    system_prompt: str | None
+    steps: int
+    chat_template: Path | None = None  # a file; None: the tokenizer's own
+    seed: int = 0
+    cards_per_step: int = 4
+    group_size: int = 8
+    micro_batch: int = 8
+    minibatches: int = 2
+    iterations: int = 1
+    learning_rate: float = 3e-3
+    lr_schedule: str = "constant"
+    warmup_steps: int = 0  # optimizer steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    beta: float = 0.04  # KL to the policy without adapter
+    epsilon: float = 0.2  # clipping of the likelihood ratio
+    loss_type: str = "grpo"
+    advantage_scale: Literal["group", "none"] = "group"
+    lora_rank: int = 16
+    lora_alpha: float = 32
+    lora_targets: str | tuple[str, ...] = "all-linear"  # every linear layer but the head
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    gradient_checkpointing: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
+    concurrency: int = 32
+    report_to: tuple[str, ...] = ()
+    deepspeed: Path | None = None
+    deadline_seconds: float | None = None  # of one dialogue
+    checkpoint_every: int = 10  # steps
+    keep_checkpoints: int = 2
+
+    @property
+    def rows(self) -> int:
+        """Dialogues in one step, over all ranks."""
+        return self.cards_per_step * self.group_size
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    model_dir: Path,
+    run_dir: Path,
+    server: PolicyServer,
+    cards: Sequence[PersonaCard],
+    spec: ClientSpec,
+    make_client: MakeClient,
+    reward: Reward,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> Path:
+    """Train and return the folder of the final adapter. ``on_step`` sees each line of metrics.jsonl as it is written.
+
+    ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
+    done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
+    """
+    tokenizer = load_tokenizer(model_dir, settings.chat_template)
+    template = check_template(tokenizer, settings.system_prompt)
+    if not cards:
+        raise InputError("cards: none to train on; check dialogue.cards and the split")
+    args = training_arguments(settings, run_dir)
+    checkpoint = prepare_run_dir(run_dir, resume, args)
+    worker = RolloutWorker(
+        server=server,
+        template=template,
+        sampling=settings.sampling,
+        cards={card.id: card for card in cards},
+        spec=spec,
+        make_client=make_client,
+        reward=reward,
+        seed=settings.seed,
+        group_size=settings.group_size,
+        concurrency=settings.concurrency,
+        deadline_seconds=settings.deadline_seconds,
+    )
+    with asyncio.Runner() as runner:
+        trainer = DialogueTrainer(
+            model=str(model_dir),
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": card_schedule([card.id for card in cards], settings)}),
+            processing_class=tokenizer,
+            peft_config=_lora(settings),
+            worker=worker,
+            credit=GroupRelative(settings.group_size, settings.advantage_scale),
+            server=server,
+            runner=runner,
+            run_dir=run_dir,
+            limits=settings.limits,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(RunRecord(trainer, run_dir, on_step))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        write_adapter(trainer, run_dir / FINAL_ADAPTER)
+        trainer.vllm_generation.close()
+    return run_dir / FINAL_ADAPTER
+
+
+def load_tokenizer(model_dir: Path, chat_template: Path | None = None) -> Tokenizer:
+    """The tokenizer in a model folder, with its own chat template or a file's. Raises InputError without one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        if chat_template:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"policy.model: {model_dir} has no tokenizer that can be loaded: {error}") from error
+    return tokenizer
+
+
+def card_schedule(card_ids: Sequence[str], settings: TrainSettings) -> list[str]:
+    """Which card each group plays, in order: every card once in a seeded order, then all again in another one.
+
+    The whole run is one pass over this list, so that the schedule doesn't hang on a data loader's random state.
+    """
+    schedule: list[str] = []
+    wanted = settings.steps * settings.cards_per_step
+    while len(schedule) < wanted:
+        order = list(card_ids)
+        random.Random(derived_seed(settings.seed, "cards", len(schedule))).shuffle(order)
+        schedule += order
+    return schedule[:wanted]
+
+
+def _lora(settings: TrainSettings) -> LoraConfig:
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank
+        lora_dropout=0.0,  # dropout would make sampler and trainer two policies
+        target_modules=settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
+    """TRL's arguments. Raises InputError when rows, micro-batches and minibatches don't divide."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batches, left_over = divmod(settings.rows, settings.micro_batch * world)
+    if left_over or not micro_batches or micro_batches % settings.minibatches:
+        raise InputError(
+            f"trainer: cards_per_step x dialogues_per_card = {settings.rows} dialogues can't be split into "
+            f"{settings.minibatches} minibatches of whole micro-batches ({settings.micro_batch} dialogues on each of "
+            f"{world} ranks); change trainer.micro_batch, trainer.minibatches or trainer.cards_per_step"
+        )
+    updates = settings.minibatches * settings.iterations
+    return GRPOConfig(
+        output_dir=str(run_dir / CHECKPOINTS),
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        bf16=settings.dtype == "bfloat16",
+        model_init_kwargs={"dtype": settings.dtype},
+        gradient_checkpointing=settings.gradient_checkpointing,
+        per_device_train_batch_size=settings.micro_batch,
+        steps_per_generation=micro_batches,
+        gradient_accumulation_steps=micro_batches // settings.minibatches,
+        num_iterations=settings.iterations,
+        num_generations=settings.group_size,
+        max_steps=settings.steps * updates,
+        shuffle_dataset=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        beta=settings.beta,
+        epsilon=settings.epsilon,
+        loss_type=settings.loss_type,
+        scale_rewards="none",
+        temperature=settings.sampling.temperature,
+        max_completion_length=settings.sampling.max_context,
+        optim="adamw_torch",
+        dataloader_pin_memory=False,
+        use_vllm=False,
+        logging_steps=updates,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every * updates,
+        save_total_limit=settings.keep_checkpoints,
+        disable_tqdm=True,
+        report_to=list(settings.report_to) or "none",
+        deepspeed=str(settings.deepspeed) if settings.deepspeed else None,
+    )

@@ -1,0 +1,208 @@
+"""The one trainer: TRL's GRPO trainer with dialogues for rollouts, adapters for weight sync, and our credit.
+
+TRL computes likelihoods, the clipped loss, the KL term and the correction for the sampler's likelihoods (arXiv
+2402.03300). The pieces of its private surface that are used here are held by tests/contract/test_trl_surface.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# TRL reports its use over the network unless it is told not to, before it is imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+from accelerate.utils import gather_object
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from envs.errors import RunError
+from envs.trajectory import Trajectory
+from trainers.adapter_sync import AdapterSync
+from trainers.credit import CreditAssigner
+from trainers.engine import PolicyServer
+from trainers.rollouts import Rollout, RolloutWorker, append_lines, check_budget, summary
+
+TRAJECTORIES = "trajectories.jsonl"
+SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost."""
+
+    logprob_tolerance: float = 1e-4
+    error_budget: float = 0.25
+
+
+class DialogueTrainer(GRPOTrainer):
+    """Trains an adapter on dialogues. A dataset row is one dialogue: {"prompt": card id}.
+
+    Credit comes from a CreditAssigner; TRL's own advantages and rewards are replaced. ``step_metrics`` describes the
+    last rollout.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        worker: RolloutWorker,
+        credit: CreditAssigner,
+        server: PolicyServer,
+        runner: asyncio.Runner,
+        run_dir: Path,
+        limits: Limits,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, reward_funcs=[_recorded_total], rollout_func=_roll_out, **kwargs)
+        # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
+        # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
+        self.use_vllm = True
+        self.vllm_mode = "server"
+        self._last_loaded_step = -1
+        self.vllm_generation = AdapterSync(self, server, run_dir / "adapters")
+        self.step_metrics: dict[str, Any] = {}
+        self.rollout_ended = 0.0  # monotonic seconds
+        self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self._rollout: Rollout | None = None
+
+    @property
+    def rollout_step(self) -> int:
+        """How many rollouts lie before the current weights."""
+        return self.state.global_step // updates_per_rollout(self.args)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Run the step's dialogues and attach (B,) advantages. Raises RunError past a budget or the tolerance."""
+        step = self.rollout_step
+        started = time.monotonic()
+        batch = super()._generate_and_score_completions([dict(row) for row in inputs])
+        assert self._rollout is not None
+        rollout, self._rollout = self._rollout, None
+        local_rows = [summary(*pair) for pair in zip(rollout.trajectories, rollout.scores, strict=True)]
+        rows: list[dict[str, Any]] = gather_object(local_rows)
+        credit = self._credit.assign([row["total"] for row in rows])
+        first = self.accelerator.process_index * len(local_rows)
+        local = credit.advantages[first : first + len(local_rows)]
+        batch["advantages"] = torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
+        self._record_scores(rollout, local)
+        difference = self._likelihood_difference(batch)
+        sync = self.vllm_generation
+        self.step_metrics = {
+            "step": step,
+            "policy_version": sync.name,
+            **_rates(rows),
+            "groups": credit.groups,
+            "groups_without_variance": credit.groups_without_variance,
+            "max_logprob_difference": difference,
+            "seconds": {
+                "publish": sync.seconds,
+                "rollout": rollout.rollout_seconds,
+                "score": rollout.score_seconds,
+                "likelihoods": time.monotonic()
+                - started
+                - sync.seconds
+                - rollout.rollout_seconds
+                - rollout.score_seconds,
+            },
+        }
+        self.rollout_ended = time.monotonic()
+        if not difference < self._limits.logprob_tolerance:
+            raise RunError(
+                f"step {step}: sampler and trainer differ by {difference:.3g} nats on the same token, more than "
+                f"trainer.logprob_tolerance={self._limits.logprob_tolerance:g}: they don't hold the same policy. Check "
+                f"dtype, adapter ({sync.name}) and temperature on both sides; in bfloat16 raise the tolerance"
+            )
+        return batch
+
+    def collect(self, card_ids: Sequence[str]) -> Rollout:
+        """Run this rank's dialogues for the current step. Raises RunError, on every rank, past a budget."""
+        step, first_row = self.rollout_step, self.accelerator.process_index * len(card_ids)
+        adapter = self.vllm_generation.name
+        self._rollout = self._runner.run(
+            self._worker.run(card_ids, step, first_row, adapter, self._record_trajectories)
+        )
+        local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]
+        check_budget(gather_object(local_rows), step, self._limits.error_budget)
+        return self._rollout
+
+    def _record_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
+        self._append(TRAJECTORIES, [trajectory.model_dump_json() for trajectory in trajectories])
+
+    def _record_scores(self, rollout: Rollout, advantages: Sequence[float]) -> None:
+        lines = [
+            json.dumps(
+                {"dialogue_id": trajectory.dialogue_id, "advantage": advantage, **score.model_dump(mode="json")},
+                ensure_ascii=False,
+            )
+            for trajectory, score, advantage in zip(rollout.trajectories, rollout.scores, advantages, strict=True)
+        ]
+        self._append(SCORES, lines)
+
+    def _append(self, name: str, lines: list[str]) -> None:
+        """Every rank sends its lines; the first one writes them all."""
+        everyones = gather_object(lines)
+        if self.accelerator.is_main_process:
+            append_lines(self._run_dir / name, everyones)
+
+    def _likelihood_difference(self, batch: dict[str, Any]) -> float:
+        """The largest |sampler - trainer| over the sampled tokens of all ranks, in nats, before any update."""
+        ours = (batch["completion_mask"] * batch["tool_mask"]).bool()
+        difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()[ours]
+        largest = difference.max() if difference.numel() else torch.zeros((), device=ours.device)
+        everyones = self.accelerator.gather(largest)
+        assert isinstance(everyones, torch.Tensor)
+        return float(everyones.max())
+
+
+def updates_per_rollout(args: Any) -> int:
+    """Optimizer steps on one rollout: its parts, times the passes over them."""
+    return args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+
+
+def _roll_out(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+    """TRL's rollout function: prompts are card ids; what comes back is prompt and completion parts, (rows,) each."""
+    assert isinstance(trainer, DialogueTrainer)
+    rollout = trainer.collect(prompts)
+    parts = [(sample, sample.prompt_length) for sample in rollout.samples]
+    return {
+        "prompt_ids": [list(sample.ids[:cut]) for sample, cut in parts],
+        "completion_ids": [list(sample.ids[cut:]) for sample, cut in parts],
+        "logprobs": [list(sample.logprobs[cut:]) for sample, cut in parts],
+        "env_mask": [list(sample.policy_mask[cut:]) for sample, cut in parts],
+        "total": rollout.totals,
+    }
+
+
+def _recorded_total(prompts: list[str], total: list[float | None], **_: Any) -> list[float | None]:
+    """TRL wants a reward; ours is recorded already and becomes credit later, so this feeds TRL's own logs only."""
+    return [0.0 if value is None else value for value in total]
+
+
+def _rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and rates over a step's rows; a mean over nothing is None."""
+    played = [row for row in rows if not row["failed"]]
+    replies = sum(row["turns"] for row in rows)
+    return {
+        "mean_final_emotion": _mean([row["final_emotion"] for row in played]),
+        "reward": _mean([row["total"] for row in played if row["total"] is not None]),
+        "dialogues": len(rows),
+        "error_rate": 1 - len(played) / len(rows),
+        "none_rate": sum(row["total"] is None for row in played) / len(played) if played else None,
+        "turns": _mean([row["turns"] for row in played]),
+        "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
+        "tokens": sum(row["tokens"] for row in rows),
+        "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+OnStep = Callable[[dict[str, Any]], None]

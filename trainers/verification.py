@@ -1,0 +1,336 @@
+"""Verification: a finished run checked against itself, without a model, from the receipts to the last table.
+
+Whatever a run claims follows from its recorded replies: emotions from the client's rules, scores and totals from
+emotions, advantages and each step's means from totals, evaluations from their dialogues, the summary from the
+evaluations. All of it is computed again here. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from envs.cards import PersonaCard
+from envs.client_spec import ClientSpec
+from envs.errors import InputError, describe_validation
+from envs.receipts import Line, ReceiptError, read_log
+from envs.trajectory import Record, Trajectory
+from trainers.config import RunConfig
+from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation, compare, summarise
+from trainers.language import LANGUAGE, measure_language
+from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
+from trainers.replay import Case, check_dialogues, first_difference, shown
+from trainers.run_folder import CODE, client_code
+from trainers.run_numbers import Played, Scorer, credit_of, step_numbers, step_of, summary_numbers
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+# Relative. Means may be summed in another order here; a change in digits beyond this is the manifest's to find.
+TOLERANCE = 1e-9
+
+# What each check counts, in the order in which they are made.
+CHECKS = {
+    "files": "files that have the hash in the manifest",
+    "cards": "cards, each with the hash of its content, and client specs",
+    "receipts": "dialogues with an unbroken chain of receipts, and a known card and spec",
+    "emotions": "emotions that follow from the change that the client wrote",
+    "replay": "turns that come back when the client is played again",
+    "totals": "dialogues scored again",
+    "metrics": "steps whose means follow from their dialogues",
+    "evaluation": "evaluations and comparisons computed again",
+    "summary": "summaries whose numbers are those of the evaluations",
+}
+
+
+class Check(Record):
+    """One kind of check. ``ok`` is None when it was not finished, because another one had found a problem."""
+
+    checked: int
+    ok: bool | None
+
+
+class Verification(Record):
+    """What came of verifying a run. ``problem``: what is not as recorded first, {"file", "line", "message"}."""
+
+    verified: bool
+    dialogues: int
+    turns: int
+    checks: dict[str, Check]
+    problem: dict[str, str | int | None] | None
+
+
+def verify_run(folder: Path) -> Verification:
+    """Check a finished run. Raises InputError when the folder holds none, or one that has not finished."""
+    run = _Run(folder)
+    problem = None
+    try:
+        run.check()
+    except Problem as found:
+        problem = {"file": found.file, "line": found.line, "message": found.message}
+    oks = {name: True if name in run.passed else None for name in CHECKS}
+    if problem:
+        oks[run.current] = False
+    return Verification(
+        verified=problem is None,
+        dialogues=run.counts["receipts"],
+        turns=run.counts["replay"],
+        checks={name: Check(checked=count, ok=oks[name]) for name, count in run.counts.items()},
+        problem=problem,
+    )
+
+
+class _Run:
+    """The run under examination: what was read of it, what passed, and what is being checked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts = dict.fromkeys(CHECKS, 0)
+        self.passed: set[str] = set()
+        self.current = "files"
+        self.cards: dict[str, PersonaCard] = {}
+        self.specs: dict[str, ClientSpec] = {}
+        self.played: dict[str, list[Played]] = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        self.comparisons: dict[str, Comparison] = {}
+
+    def check(self) -> None:
+        """Everything, in the order of ``CHECKS``. Raises Problem at the first that fails."""
+        self.manifest = read_manifest(self.folder)
+        self.counts["files"] = check_files(self.folder, self.manifest)
+        self.passed.add("files")
+        steps: dict[str, Callable[[], None]] = {
+            "cards": self._read_cards,
+            "receipts": self._check_dialogues,
+            "totals": self._check_totals,
+            "metrics": self._check_metrics,
+            "evaluation": self._check_evaluations,
+            "summary": self._check_summary,
+        }
+        for name, step in steps.items():
+            self.current = name
+            step()
+            self.passed.add(name)
+
+    def _read_cards(self) -> None:
+        for name in ("config.yaml", "cards.jsonl"):
+            if not (self.folder / name).is_file():
+                raise Problem(name, None, "is missing; a run keeps its config and the cards that it played")
+        for number, data in _lines(self.folder, "cards.jsonl"):
+            card = _parsed(PersonaCard, data.get("card"), "cards.jsonl", number)
+            if card.hash != data.get("hash"):
+                raise Problem("cards.jsonl", number, f"card {card.id} does not have the hash that stands beside it")
+            self.cards[card.hash] = card
+        for path in sorted((self.folder / "specs").glob("*.json")):
+            name = f"specs/{path.name}"
+            spec = _parsed(ClientSpec, _json(self.folder, name), name)
+            self.specs[spec.hash] = spec
+        self.config = _parsed(RunConfig, _yaml(self.folder, "config.yaml"), "config.yaml")
+        self.counts["cards"] = len(self.cards) + len(self.specs)
+
+    def _check_dialogues(self) -> None:
+        """Receipts, card, spec, emotions, replay and total of every dialogue, line by line."""
+        entries = self.manifest["files"]
+        logs = {entry["path"]: entry["lines"] for entry in entries if is_trajectory_log(Path(entry["path"]))}
+        with _computed("config.yaml", lambda: Scorer(self.config)) as scorer:
+            for name, lines in logs.items():
+                self.played[name] = []
+                for case, finding in check_dialogues(self._cases(name), lines):
+                    if finding:
+                        self.current = finding.check
+                        raise Problem(name, case.line.number, finding.message + self._drift())
+                    trajectory = case.line.trajectory
+                    self.counts["receipts"] += 1
+                    self.counts["emotions"] += len(trajectory.emotions)
+                    self.counts["replay"] += len(trajectory.turns)
+                    self.played[name].append(scorer.played(trajectory))
+        self.passed |= {"emotions", "replay"}
+
+    def _drift(self) -> str:
+        """What to say besides when the clients of this code are not those that the run was played with."""
+        played_with = _json(self.folder, "provenance.json") if (self.folder / "provenance.json").is_file() else {}
+        if played_with.get("client") in (None, client_code(CODE)):
+            return ""
+        revision = (played_with.get("code") or {}).get("git", "unknown")
+        return f" (the client's code has changed since the run; verify it with its own, git revision {revision})"
+
+    def _cases(self, name: str) -> Iterator[Case]:
+        for line in _read_log(self.folder, name):
+            trajectory = line.trajectory
+            card, spec = self.cards.get(trajectory.card_hash), self.specs.get(trajectory.spec_hash)
+            if card is None or card.id != trajectory.card_id:
+                raise Problem(name, line.number, f"card {trajectory.card_id} with this hash is not in cards.jsonl")
+            if spec is None or spec.name != trajectory.spec:
+                raise Problem(name, line.number, f"client spec {trajectory.spec} with this hash is not in specs/")
+            yield Case(line, card, spec)
+
+    def _steps(self) -> dict[int | None, list[Played]]:
+        rows = self.played.get(TRAJECTORIES, [])
+        return {step: list(part) for step, part in groupby(rows, key=lambda row: step_of(row.trajectory.dialogue_id))}
+
+    def _check_totals(self) -> None:
+        """scores.jsonl, where the run kept one: a line for each training dialogue, in the same order."""
+        name = "scores.jsonl"
+        self.counts["totals"] = sum(len(rows) for rows in self.played.values())
+        if not (self.folder / name).exists():
+            return
+        lines, dialogues = list(_lines(self.folder, name)), self.played.get(TRAJECTORIES, [])
+        if len(lines) != len(dialogues):
+            raise Problem(name, None, f"holds {len(lines)} scores for {len(dialogues)} dialogues")
+        scores = iter(lines)
+        for step, rows in self._steps().items():
+            credit = _computed(TRAJECTORIES, lambda rows=rows: credit_of(rows, self.config))
+            for row, advantage in zip(rows, credit.advantages, strict=True):
+                number, line = next(scores)
+                changes = [turn.client.change / 100 for turn in row.trajectory.turns]
+                expected = {"dialogue_id": row.trajectory.dialogue_id, "value": row.total}
+                optional = {"advantage": advantage, "per_turn": changes, "step": step}
+                expected |= {key: value for key, value in optional.items() if line.get(key) is not None}
+                _compare({key: line.get(key) for key in expected}, expected, name, number)
+
+    def _check_metrics(self) -> None:
+        name, steps = "metrics.jsonl", self._steps()
+        lines = list(_lines(self.folder, name)) if (self.folder / name).exists() else []
+        if [line.get("step") for _, line in lines] != list(steps):
+            raise Problem(name, None, f"tells of {len(lines)} steps, the dialogues of {TRAJECTORIES} of {len(steps)}")
+        for number, line in lines:
+            expected = _computed(name, lambda line=line: step_numbers(steps[line["step"]], self.config))
+            shared = [key for key in expected if key in line]
+            _compare({key: line[key] for key in shared}, {key: expected[key] for key in shared}, name, number)
+        self.counts["metrics"] = len(lines)
+
+    def _check_evaluations(self) -> None:
+        """Every evaluation.json beside its dialogues, and every comparison.json, which is with evaluation/base."""
+        for path in sorted(self.folder.glob(f"evaluation/*/{SUMMARY}")):
+            self.evaluations[path.parent.name] = self._evaluation(f"evaluation/{path.parent.name}")
+        for path in sorted(self.folder.glob(f"evaluation/*/{COMPARISON}")):
+            folder = f"evaluation/{path.parent.name}"
+            if "base" not in self.evaluations:
+                raise Problem(f"{folder}/{COMPARISON}", None, "compares with evaluation/base, which is not there")
+            self.comparisons[path.parent.name] = self._comparison(folder)
+        self.counts["evaluation"] = len(self.evaluations) + len(self.comparisons)
+
+    def _comparison(self, folder: str) -> Comparison:
+        base, other = (self._trajectories(name) for name in ("evaluation/base", folder))
+        settings, cards = self.evaluations["base"].settings, list(self.cards.values())
+        comparison = _computed(f"{folder}/{COMPARISON}", lambda: compare(base, other, cards, settings))
+        self._same_file(f"{folder}/{COMPARISON}", comparison)
+        return comparison
+
+    def _evaluation(self, folder: str) -> Evaluation:
+        name, trajectories = f"{folder}/{SUMMARY}", self._trajectories(folder)
+        settings = _parsed(Evaluation, _json(self.folder, name), name).settings
+        evaluation = _computed(name, lambda: summarise(trajectories, list(self.cards.values()), settings))
+        self._same_file(name, evaluation)
+        if evaluation.dialogues != evaluation.cards * len(settings.seeds):
+            raise Problem(name, self._line(name, ("dialogues",)), "not every card was played with every seed")
+        spec = self.specs[evaluation.spec_hash]
+        if (settings.success_at, settings.failure_below) != (spec.success_at, spec.failure_below):
+            line = self._line(name, ("settings", "success_at"))
+            raise Problem(name, line, f"success_at and failure_below are not those of {spec.name}")
+        language, garbled = f"{folder}/{LANGUAGE}", spec.appraisal.limits.garbled
+        if (self.folder / language).exists():
+            measures = _computed(language, lambda: measure_language(trajectories, garbled, settings.resampling))
+            self._same_file(language, measures, needs_model=("perplexity",))
+        return evaluation
+
+    def _check_summary(self) -> None:
+        name = "summary.json"
+        if not (self.folder / name).exists():
+            return
+        if "tuned" not in self.comparisons:
+            raise Problem(name, None, f"sums up evaluation/tuned/{COMPARISON}, which is not there")
+        expected = summary_numbers(self.evaluations["base"], self.evaluations["tuned"], self.comparisons["tuned"])
+        recorded = _json(self.folder, name)
+        self._same(name, {key: recorded.get(key) for key in expected}, expected)
+        self.counts["summary"] = 1
+
+    def _trajectories(self, folder: str) -> list[Trajectory]:
+        return [row.trajectory for row in self.played.get(f"{folder}/{TRAJECTORIES}", [])]
+
+    def _same_file(self, name: str, expected: Record, needs_model: Sequence[str] = ()) -> None:
+        """The JSON file ``name`` holds ``expected``, but for the top keys that only a model could compute."""
+        both = [_json(self.folder, name), expected.model_dump(mode="json")]
+        self._same(name, *({key: value for key, value in side.items() if key not in needs_model} for side in both))
+
+    def _same(self, name: str, recorded: dict[str, Any], expected: dict[str, Any]) -> None:
+        if found := first_difference(recorded, expected, TOLERANCE):
+            raise Problem(name, self._line(name, found[0]), _told(found))
+
+    def _line(self, name: str, keys: Sequence[str | int]) -> int | None:
+        return line_of((self.folder / name).read_text(encoding="utf-8"), keys)
+
+
+def line_of(text: str, keys: Sequence[str | int]) -> int | None:
+    """The line (from 1) on which the value under ``keys`` begins in a JSON text that is laid out over lines."""
+    lines, at = text.split("\n"), 0
+    for key in (key for key in keys if isinstance(key, str)):
+        at = next((n for n in range(at, len(lines)) if f'"{key}":' in lines[n]), at)
+    return at + 1
+
+
+def _compare(recorded: dict[str, Any], expected: dict[str, Any], name: str, line: int) -> None:
+    if found := first_difference(recorded, expected, TOLERANCE):
+        raise Problem(name, line, _told(found))
+
+
+def _told(found: tuple[Sequence[str | int], Any, Any]) -> str:
+    keys, recorded, expected = found
+    return f"{'.'.join(map(str, keys))} is recorded as {shown(recorded)}, computed again it is {shown(expected)}"
+
+
+def _read_log(folder: Path, name: str) -> Iterator[Line]:
+    try:
+        yield from read_log(folder / name)
+    except ReceiptError as error:
+        message = str(error).removeprefix(str(folder / name))
+        place = re.match(r":(\d+): (.*)", message, re.DOTALL)
+        line, text = (int(place[1]), place[2]) if place else (None, message.removeprefix(": "))
+        raise Problem(name, line, text) from error
+
+
+def _computed(name: str, compute: Callable[[], T]) -> T:
+    try:
+        return compute()
+    except (InputError, KeyError, ValueError) as error:
+        raise Problem(name, None, f"can't be computed again: {error}") from error
+
+
+def _parsed(kind: type[M], data: Any, name: str, line: int | None = None) -> M:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise Problem(name, line, describe_validation(error, kind.__name__)) from error
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    return _object((folder / name).read_bytes(), name, None)
+
+
+def _lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, raw in enumerate((folder / name).read_bytes().splitlines(), 1):
+        yield number, _object(raw, name, number)
+
+
+def _object(raw: bytes, name: str, line: int | None) -> dict[str, Any]:
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise Problem(name, line, f"is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise Problem(name, line, "is not a JSON object")
+    return data
+
+
+def _yaml(folder: Path, name: str) -> Any:
+    try:
+        return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise Problem(name, None, f"can't be read as YAML: {error}") from error
