@@ -67,8 +67,8 @@ def _folded(text: str) -> str:
 def assign_splits(cards: Sequence[PersonaCard]) -> dict[str, Split]:
     """Split by persona text: two thirds train, one sixth dev, one sixth test in each language, needs spread evenly.
 
-    Whom the held-out places go to follows from the hash of the persona text, so a card's id and file decide nothing; cards
-    with the same persona text share a split, and people in acute danger go to test. Returns {card id: split}.
+    Whom the held-out places go to follows from the hash of the persona text, so a card's id and file decide nothing;
+    cards with the same persona text share a split, and people in acute danger go to test. Returns {card id: split}.
     """
     splits: dict[str, Split] = {}
     for language in sorted({card.language for card in cards}):

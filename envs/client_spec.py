@@ -94,7 +94,10 @@ class Manner(_Rules):
 
 
 class Generic(_Rules):
-    """What becomes of a reply that could have been said to anyone: a factor on its warmth, and a push, by how many in a row."""
+    """What becomes of replies that could have been said to anyone: a factor on their warmth, and a push.
+
+    Both are lists by how many such replies came in a row; the last entry holds for all further ones.
+    """
 
     warmth: tuple[Factor, ...]
     push: tuple[Push, ...]

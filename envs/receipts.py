@@ -58,8 +58,8 @@ def _turn_chain(data: dict[str, Any]) -> list[str]:
 class TrajectoryLog:
     """Appends trajectories to a file, each line whole and flushed before the next step may use it.
 
-    Opening an existing file goes on from its last whole line; a torn last line (a killed run) is cut off. Raises RunError
-    when the disk is full or the folder is gone, naming the file.
+    Opening an existing file goes on from its last whole line; a torn last line (a killed run) is cut off. Raises
+    RunError when the disk is full or the folder is gone, naming the file.
     """
 
     def __init__(self, path: Path) -> None:

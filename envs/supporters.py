@@ -39,21 +39,6 @@ SECOND_SHARE = 0.4
 
 DETERMINERS = {"my": "your", "our": "your", "the": "the", "a": "the", "an": "the", "this": "the", "her": "her"}
 DETERMINERS |= {"his": "his", "their": "their"}
-KIN = frozenset(
-    "mother father mum mam dad sister brother husband wife son daughter aunt uncle cousin boss boyfriend girlfriend"
-    " grandmother grandfather gran grandson granddaughter partner friend teacher doctor neighbour landlord".split()
-)
-CLOSES = frozenset(
-    "and or but so because when while if that which who for from to in on at of by with about into over after before"
-    " is was are were has have had will would can could did does i you he she it we they not as than then"
-    " there since until where again still up down out off back like every".split()
-)
-VAGUE = frozenset(
-    "day days time times thing things way people end lot bit first last other same next only whole one two three week"
-    " weeks month months year years night morning evening rest point kind sort moment second minute hour hours truth"
-    " best worst most more new old little big good bad own few past middle half".split()
-)
-NO_NOUNS = VAGUE | CLOSES
 
 
 class FixedReplies:
@@ -162,6 +147,12 @@ def everyday_nouns() -> tuple[str, ...]:
     return tuple(_file("en")["everyday"].split())
 
 
+@cache
+def words(kind: str) -> frozenset[str]:
+    """One of English's word lists in the bank: "vague" nouns, or the words that are "closing" a noun phrase."""
+    return frozenset(_file("en")[kind].split())
+
+
 def _noun_phrases(text: str) -> list[str]:
     return [f"{DETERMINERS[determiner.lower()]} {text[start:end]}" for determiner, start, end in noun_spans(text)]
 
@@ -173,9 +164,11 @@ def noun_spans(text: str) -> list[tuple[str, int, int]]:
     for index, (determiner, _, _) in enumerate(tokens[:-1]):
         noun, start, end = tokens[index + 1]
         follower = tokens[index + 2][0].lower() if index + 2 < len(tokens) else "."
-        if determiner.lower() not in DETERMINERS or not noun.isalpha() or len(noun) < 3 or noun.lower() in NO_NOUNS:
+        if determiner.lower() not in DETERMINERS or not noun.isalpha() or len(noun) < 3:
             continue
-        if noun in KIN or follower in CLOSES or not follower[0].isalpha():
+        if noun.lower() in words("vague") | words("closing"):
+            continue
+        if noun in everyday_nouns() or follower in words("closing") or not follower[0].isalpha():
             found.append((determiner, start, end))
     return found
 

@@ -57,10 +57,11 @@ class ClientTurn(Record):
 
 
 class Generation(Record):
-    """One reply as sampled. ``ids`` (T,) were sampled once and are never re-made from ``text``; ``logprobs`` (T,) in nats.
+    """One reply as sampled. ``ids`` (T,) were sampled once and are never re-made from ``text``.
 
-    ``prompt_ids`` are the ids that the engine says it was given. ``text`` is what the client hears: thoughts and special
-    tokens are stripped. A scripted supporter has no ids. ``truncated``: cut off before an end-of-turn was sampled.
+    ``logprobs`` (T,) in nats. ``prompt_ids`` are the ids that the engine says it was given. ``text`` is what the client
+    hears: thoughts and special tokens are stripped. A scripted supporter has no ids. ``truncated``: cut off before an
+    end-of-turn was sampled.
     """
 
     text: str

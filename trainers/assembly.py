@@ -19,6 +19,7 @@ from trainers.evaluation import DialogueKey, SupporterFactory
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
+    from trainers.train import TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -135,3 +136,47 @@ def policy_factory(
         return PolicySupporter(server, templates[key.language], adapter, key.dialogue_seed, sampling)
 
     return supporter
+
+
+def train_settings(config: RunConfig) -> TrainSettings:
+    """What the trainer needs of the config."""
+    from trainers.chat_template import read_prompt
+    from trainers.policy import Sampling
+    from trainers.train import TrainSettings
+    from trainers.trainer import Limits
+
+    trainer, policy, lora = config.trainer, config.policy, config.lora
+    return TrainSettings(
+        system_prompt=read_prompt(config.cards.languages[0], policy.system_prompt),
+        chat_template=policy.chat_template,
+        seed=config.run.seed,
+        steps=trainer.steps,
+        cards_per_step=trainer.cards_per_step,
+        group_size=trainer.dialogues_per_card,
+        micro_batch=trainer.micro_batch,
+        minibatches=trainer.minibatches,
+        iterations=trainer.iterations,
+        learning_rate=trainer.learning_rate,
+        lr_schedule=trainer.lr_schedule,
+        warmup_steps=trainer.warmup_steps,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
+        beta=trainer.kl,
+        epsilon=trainer.epsilon,
+        loss_type=trainer.loss_type,
+        advantage_scale=trainer.scale_rewards,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_targets=lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),
+        dtype=policy.dtype,
+        device="cuda" if config.devices.training else "cpu",
+        gradient_checkpointing=trainer.gradient_checkpointing,
+        sampling=Sampling(policy.max_new_tokens, policy.temperature, policy.context_tokens),
+        limits=Limits(trainer.logprob_tolerance, trainer.error_budget),
+        concurrency=config.dialogue.concurrency,
+        report_to=tuple(trainer.report_to),
+        deepspeed=trainer.deepspeed,
+        deadline_seconds=config.dialogue.deadline_seconds,
+        checkpoint_every=trainer.checkpoint_every,
+        keep_checkpoints=trainer.keep_checkpoints,
+    )

@@ -137,7 +137,7 @@ class Example:
 def encode(
     talk: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast, topics: frozenset[int], settings: BootstrapSettings
 ) -> Example:
-    """Ids in the chat template, and what each counts: the supporter's in full, ``topics`` more, the client's little."""
+    """Ids in the chat template, and what each counts: the supporter's words fully, topics more, the client's little."""
     ids: list[int] = []
     weights: list[float] = []
     for index, message in enumerate(talk):

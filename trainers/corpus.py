@@ -20,10 +20,12 @@ CONCURRENCY = 64
 
 def generate_corpus(cards: Sequence[PersonaCard], spec: ClientSpec, per_card: int, seed: int) -> list[Trajectory]:
     """``per_card`` dialogues for each card, in a fixed order. Raises InputError when a card is not a training card."""
-    if held_out := [card.id for card in cards if card.split != "train"]:
-        raise InputError(f"card {held_out[0]}: is a {next(c.split for c in cards if c.id == held_out[0])} card; the "
-                         "bootstrap corpus may only be made from training cards")  # fmt: skip
-    plans = [_plan(card, spec, derived_seed(seed, card.id, index), index) for index in range(per_card) for card in cards]
+    if held_out := next((card for card in cards if card.split != "train"), None):
+        raise InputError(
+            f"card {held_out.id}: is a {held_out.split} card; the bootstrap corpus may only be made from training cards"
+        )
+    every = [(card, index) for index in range(per_card) for card in cards]
+    plans = [_plan(card, spec, derived_seed(seed, card.id, index), index) for card, index in every]
     return asyncio.run(run_dialogues(plans, CONCURRENCY))
 
 

@@ -1,4 +1,4 @@
-"""What the embedded client says: a reaction to what went wrong, a line in its own voice, the next fact when it opens up.
+"""What the embedded client says: a reaction to what went wrong, a line in its own voice, the next fact if it opens up.
 
 All words come from the card and the spec; the seed only orders them, and no line is said twice while another is left.
 """

@@ -58,7 +58,6 @@ class Lexicon:
     synonyms: dict[str, str]
     turned: dict[str, str]
     doubles: frozenset[str]
-    common_pairs: frozenset[str]
     unlikely_pairs: frozenset[tuple[str, str]]
     rules: tuple[Rule, ...]
     named: dict[str, re.Pattern[str]]
@@ -118,7 +117,6 @@ def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
         synonyms=synonyms,
         turned=dict(pair.split("=") for pair in _split(data["turned"])),
         doubles=frozenset(lists["doubles"]),
-        common_pairs=frozenset(data.get("common_pairs", "").split()),
         unlikely_pairs=frozenset(
             (one, other) for one, row in data.get("unlikely_pairs", {}).items() for other in row.split()
         ),

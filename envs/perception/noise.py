@@ -1,7 +1,7 @@
 """How much of a reply isn't language: random characters, repeated or shuffled words, broken-off sentences.
 
 There is no language model here. Each sentence starts sound and loses trust by findings: adjacent words that no sentence
-has, words said twice in a row, loops, no function words, letter debris, too few familiar character pairs in Chinese.
+has or that hardly ever meet, words said twice in a row, loops, no function words, letter debris.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from envs.perception.text import HAN, HAN_CHAR, Reading, Sentence
 ONE_FINDING, MORE_FINDINGS = 0.6, 1.0  # badness of a sentence with one break, with several
 BROKEN_FROM = 0.5  # badness from which a sentence earns no strategy and no uptake
 MIN_FUNCTION = 0.15  # least share of function words in an English sentence of nine words or more
-MIN_FAMILIAR = (0.12, 0.18)  # least share of familiar neighbours: fewer than 16 pairs of Han characters, and more
 _UNITS = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:['\-][^\W_{HAN}]+)*|[^\w\s]")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -55,7 +54,7 @@ def listen(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> 
         finding = finding or why or loop or (debris.group() if debris else "")
     weights = [max(1, len(s.tokens)) for s in reading.sentences]
     share = sum(b * w for b, w in zip(badness, weights, strict=True)) / sum(weights)
-    whole, why = _whole(reading, client_terms, lexicon)
+    whole, why = _whole(reading, lexicon)
     if whole >= BROKEN_FROM:
         badness = [max(b, whole) for b in badness]
     return Noise(round(min(1.0, max(share, whole, _symbols(reading.text))), 3), tuple(badness), finding or why)
@@ -109,7 +108,7 @@ def _judge_english(sentence: Sentence, client_terms: frozenset[str], lexicon: Le
 
 
 def _unlikely(sentence: Sentence, lexicon: Lexicon) -> list[str]:
-    """Neighbours with nothing but a space between them that hardly ever meet in English."""
+    """Neighbours with nothing but a space between them that hardly ever meet."""
     units = [*_UNITS.findall(sentence.plain), "END"]
     return [
         f"{a} {b}"
@@ -121,7 +120,9 @@ def _unlikely(sentence: Sentence, lexicon: Lexicon) -> list[str]:
 def _judge_chinese(sentence: Sentence, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
     han = [t for t in sentence.tokens if HAN_CHAR.match(t)]
     broken = [m.group() for m in lexicon.named["broken"].finditer(sentence.plain)]
-    bad = (0.0, ONE_FINDING, MORE_FINDINGS)[min(2, len(broken))]
+    unlikely = _unlikely(sentence, lexicon)
+    findings = len(broken) + len(unlikely) // 2
+    bad = (0.1 if unlikely else 0.0, ONE_FINDING, MORE_FINDINGS)[min(2, findings)]
     chunks = [c for c in re.split(r"[\s、,]+", sentence.plain.rstrip("。.!！")) if c]
     if (
         len(chunks) >= 4
@@ -132,7 +133,7 @@ def _judge_chinese(sentence: Sentence, client_terms: frozenset[str], lexicon: Le
     rare = [c for c in han if c not in lexicon.function and not _is_common(c)]
     if len(rare) >= 2 and len(rare) > 0.2 * len(han):
         return 1.0, "".join(rare[:8])
-    return bad, broken[0] if broken else ""
+    return bad, (broken + (unlikely if len(unlikely) > 1 else []) + [""])[0]
 
 
 def _is_common(char: str) -> bool:
@@ -174,8 +175,8 @@ def _harmless(block: list[str], repeats: int, zh: bool, lexicon: Lexicon) -> boo
     return len(block) == 1 and ((block[0] in lexicon.doubles and repeats == 2) or block[0].isdigit())
 
 
-def _whole(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
-    """Findings about the whole reply: one word over and over, few distinct pairs, too few familiar Chinese pairs."""
+def _whole(reading: Reading, lexicon: Lexicon) -> tuple[float, str]:
+    """Findings about the whole reply: one word over and over, few distinct pairs, single words."""
     tokens = reading.tokens
     content = Counter(t for s in reading.sentences for t in s.stems if t)
     if content and lexicon.language != "zh":
@@ -188,24 +189,7 @@ def _whole(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> 
     single_words = sum(len(s.tokens) == 1 for s in reading.sentences)
     if single_words >= 4 and single_words > 0.7 * len(reading.sentences):
         return 0.8, "single words"
-    if lexicon.language == "zh" and lexicon.common_pairs:
-        return _unfamiliar(reading, client_terms, lexicon)
     return 0.0, ""
-
-
-def _unfamiliar(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> tuple[float, str]:
-    """Whether hardly any neighbouring characters are common ones or the client's. Short replies get more doubt."""
-    joined = [
-        a + b
-        for s in reading.sentences
-        for chunk in re.split(r"[^\u4e00-\u9fff]+", s.plain)
-        for a, b in pairwise(chunk)
-    ]
-    if len(joined) < 8:
-        return 0.0, ""
-    familiar = sum(pair in lexicon.common_pairs or pair in client_terms for pair in joined) / len(joined)
-    least = MIN_FAMILIAR[0] if len(joined) < 16 else MIN_FAMILIAR[1]
-    return (0.8, "unfamiliar sequence of characters") if familiar < least else (0.0, "")
 
 
 def _symbols(text: str) -> float:

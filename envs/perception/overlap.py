@@ -128,8 +128,8 @@ def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float,
     """Likeness in [0, 1] to the supporter's earlier replies, recent or old, and the earlier sentence it rests on.
 
     Each sentence is compared with every earlier sentence after the client's words are masked, and once more with all
-    content masked, where only a near-identical frame counts: one frame with a new keyword is still the same sentence. The
-    reply's value is the mean over its sentences, weighted by length.
+    content masked, where only a near-identical frame counts: one frame with a new keyword is still the same sentence.
+    The reply's value is the mean over its sentences, weighted by length.
     """
     terms = frozenset(term for text in heard.client for term in read(text, lexicon).terms)
     earlier = [

@@ -40,8 +40,8 @@ class Percept(Record):
     """What was noticed in one reply.
 
     ``acts``: the strategies and harms present, in order of first appearance, each once; OTHER where there is none.
-    ``uptake``: share in [0, 1] to which the reply takes up what this client said (0 nothing, 0.6 one word of the last
-    message, 1 clearly); ``taken_up`` lists the words. ``questions``: questions asked; "tell me more" is a question as an
+    ``uptake``: share in [0, 1] to which the reply takes up what this client said (0 nothing, 0.6 one word of the
+    last message, 1 clearly); ``taken_up`` lists the words. ``questions``: questions asked; "tell me more" is one as an
     act but isn't counted here. ``words``: English words, or Han characters / 1.5 rounded. ``echo``: share of the reply
     that is the client's own wording handed back. ``repetition``: likeness to the supporter's own earlier replies.
     ``gibberish``: share of the reply that isn't language of the client. ``flattery``: praise of the person without

@@ -155,7 +155,7 @@ def _note_sentence(
     labels = _settle(set(finds), finds, sentence, taken, terms, lexicon)
     if not sound:
         labels = {label for label in labels if label in _HARM_NAMES or label in ("meta", "flattery")}
-    for label in labels:
+    for label in sorted(labels):
         match = finds.get(label)
         notes.add(
             label,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from envs.card_set import load_cards
-from envs.client_spec import load_spec
-from envs.errors import InputError, RunError
+from envs.errors import InputError
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
+from scripts.progress import Told
 from trainers.config import RunConfig
 from trainers.config_file import dump_config, load_config
 from trainers.memory import GIB, ArchitectureUnknown, DeviceEstimate, architecture_of, estimate_memory
+from trainers.run import Plan, run
 
 app = command_app("attune train --config configs/demo.yaml trainer.steps=10 run.seed=1")
 
@@ -26,38 +26,33 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and a memory estimate.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left there.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Train an adapter on the training cards, or check what a run would be and need."""
+    """Train an adapter, compare it with its base on held-out cards, verify the record; or say what that would need."""
     resolved = load_config(config, overrides or [])
-    check_inputs(resolved)
+    plan = check_inputs(resolved)
     if dry_run:
         _show_plan(resolved, json)
         return
-    summary = run_training(resolved)
+    summary = run(plan, Told(resolved.trainer.steps).progress, resume=resume, overwrite=overwrite)
     if json:
         print_json(summary)
+    else:
+        stdout().print(f"{resolved.run.folder}: finished; next: attune release {resolved.run.folder}", markup=False)
 
 
-def check_inputs(config: RunConfig) -> None:
+def check_inputs(config: RunConfig) -> Plan:
     """Read what the configuration names, so that a mistake in it is told before anything heavy is imported."""
-    load_spec(config.client.spec)
-    cards = [card for card in load_cards(config.cards.paths) if card.language in config.cards.languages]
-    for key, split in (("cards.train_split", config.cards.train_split), ("evaluation.split", config.evaluation.split)):
-        found = sum(card.split == split for card in cards)
-        needed = config.trainer.cards_per_step if key == "cards.train_split" else 1
-        if found < needed:
-            raise InputError(
-                f"{key}: {split!r} has {found} card(s) in {', '.join(config.cards.languages)}, {needed} needed; "
-                "add cards, languages (cards.languages) or folders (cards.paths)"
-            )
-
-
-def run_training(config: RunConfig) -> dict[str, Any]:
-    """Train as ``config`` says and return the summary of the run."""
-    raise RunError(
-        f"{config.run.folder}: training can't be started from the command line yet; --dry-run checks the configuration"
-    )
+    plan = Plan.of(config)
+    if len(plan.train_cards) < config.trainer.cards_per_step:
+        raise InputError(
+            f"cards.train_split: {config.cards.train_split!r} has {len(plan.train_cards)} card(s) in "
+            f"{', '.join(config.cards.languages)}, {config.trainer.cards_per_step} needed (trainer.cards_per_step); "
+            "add cards, languages (cards.languages) or folders (cards.paths)"
+        )
+    return plan
 
 
 def _show_plan(config: RunConfig, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from envs.errors import InputError, RunError
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
@@ -100,6 +101,24 @@ def test_training_moves_the_policy_and_says_what_happened_at_each_step(model_dir
     assert len({line["policy_version"] for line in seen}) == 3
     assert seen[1]["kl"] > 0 and seen[0]["grad_norm"] > 0
     assert sorted(path.name for path in (tmp_path / "a" / "adapters").iterdir()) == ["final"]
+
+
+def test_the_policy_is_moved_by_our_credit_and_not_by_the_library_s_own(model_dir, tmp_path):
+    one_step = replace(SETTINGS, steps=1)
+    scaled = run(model_dir, tmp_path / "scaled", one_step)
+    unscaled = run(model_dir, tmp_path / "unscaled", replace(one_step, advantage_scale="none"))
+    assert scaled != unscaled
+
+
+def test_without_a_difference_between_totals_nothing_is_learnt(model_dir, tmp_path):
+    async def equal(trajectory: Trajectory) -> Score:
+        return Score(name="total", value=0.5)
+
+    seen: list[dict[str, Any]] = []
+    run(model_dir, tmp_path, replace(SETTINGS, steps=1), reward=equal, on_step=seen.append)
+    assert seen[0]["groups_without_variance"] == seen[0]["groups"] == 2
+    weights = load_file(tmp_path / FINAL_ADAPTER / "adapter_model.safetensors")
+    assert all(not weight.any() for name, weight in weights.items() if "lora_B" in name)
 
 
 def test_a_group_meets_the_same_client(model_dir, tmp_path):

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.cards import Act, Language
+from envs.cards import CARDS_DIR, Act, Language, load_card
 from envs.errors import InputError
 from envs.perception import Heard, Move, Percept, RulePerceiver, get_perceiver, register
 
@@ -239,6 +239,19 @@ def test_what_is_not_chinese_is_gibberish(reply: str, least: float) -> None:
 )
 def test_natural_sentences_are_language(reply: str) -> None:
     assert perceive(reply).gibberish < 0.15
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_hardly_any_line_of_the_cards_is_taken_for_gibberish(language: Language) -> None:
+    lines = [
+        line
+        for path in sorted((CARDS_DIR / language).glob("*.yaml"))
+        for card in [load_card(path)]
+        for line in (card.opening, *(fact.say for fact in card.facts), card.voice.leaving, card.voice.relieved)
+    ]
+    heard = Heard(language=language, client=("…",))
+    flagged = [line for line in lines if PERCEIVER.perceive(line, heard).gibberish >= 0.15]
+    assert len(flagged) <= 0.01 * len(lines), flagged
 
 
 def test_broken_sentences_earn_no_strategy_and_no_uptake() -> None:

@@ -1,0 +1,217 @@
+"""One run, whole: base evaluated, adapter trained, adapter evaluated, everything written down and verified.
+
+The same steps whatever the size: a small model on two cores or a large one on several GPUs. What differs is the config.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envs.cards import Language, PersonaCard
+from envs.client_spec import ClientSpec
+from envs.clients import make_client
+from envs.trajectory import Score, Trajectory
+from trainers import assembly
+from trainers.config import RunConfig
+from trainers.config_file import dump_config
+from trainers.engine import PolicyServer
+from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
+from trainers.language import LANGUAGE, measure_language, perplexity
+from trainers.manifest import write_json
+from trainers.release import ReleaseCheck, check_release
+from trainers.run_folder import RunFolder, model_identity
+from trainers.run_numbers import REWARDS, summary_numbers
+from trainers.statistics import Resampling
+from trainers.verification import verify_run
+
+if TYPE_CHECKING:
+    from trainers.chat_template import ChatTemplate
+
+BASE, TUNED = "base", "tuned"
+SERVER_LOG = "policy_server.log"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who is told how far a run is. ``phase``: what begins now; ``step``: a line of metrics.jsonl; ``dialogue``: one
+    more of an evaluation's dialogues is done."""
+
+    phase: Callable[[str], None] = lambda text: None
+    step: Callable[[dict[str, Any]], None] = lambda line: None
+    dialogue: Callable[[Trajectory], None] = lambda trajectory: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked config: everything that can be read before anything heavy is imported."""
+
+    config: RunConfig
+    spec: ClientSpec
+    train_cards: list[PersonaCard]
+    held_out_cards: list[PersonaCard]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Plan:
+        """Read what the config names. Raises InputError for what is missing or wrong."""
+        held_out = assembly.cards_of(config, config.evaluation.split)
+        return cls(config, assembly.client_spec(config), assembly.cards_of(config, config.cards.train_split), held_out)
+
+
+def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run a plan from the base model to a verified record and return its summary, which is also written down.
+
+    Raises InputError for a folder that can't be used, RunError when the run can't go on. What was recorded until then
+    stays, without the manifest that only a whole run has.
+    """
+    started, config = time.monotonic(), plan.config
+    with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
+        model_dir = assembly.policy_dir(config, progress.phase)
+        languages = sorted({card.language for card in (*plan.train_cards, *plan.held_out_cards)})
+        templates = assembly.chat_templates(config, model_dir, languages)
+        _record(plan, folder, model_dir, templates)
+        progress.phase(f"starting the policy server ({config.engine.kind})")
+        with closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server:
+            _evaluate(plan, folder, BASE, server, templates, None, progress)
+            adapter = _train(plan, folder, model_dir, server, resume, progress)
+            _evaluate(plan, folder, TUNED, server, templates, server.publish(adapter), progress)
+        progress.phase("measuring the language of both policies")
+        numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
+        summary = {"seconds": None, **numbers, "adapter_dir": str(adapter), "verified": None}
+        folder.write_json(SUMMARY, summary)
+        folder.finish()
+        progress.phase("verifying: every emotion, score and total is computed again")
+        verification = verify_run(folder.path)
+        summary |= {"seconds": round(time.monotonic() - started, 1), "verified": verification.verified}
+        folder.write_json(SUMMARY, summary)
+        folder.finish()
+    return summary
+
+
+def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Language, ChatTemplate]) -> None:
+    from trainers.chat_template import read_prompt
+
+    config = plan.config
+    prompts = {language: read_prompt(language, config.policy.system_prompt) for language in templates}
+    folder.record(
+        dump_config(config),
+        [*plan.train_cards, *plan.held_out_cards],
+        [plan.spec],
+        {"run": config.run.seed},
+        base=model_identity(model_dir, config.policy.model),
+        prompts={f"supporter_{language}.txt": text for language, text in prompts.items() if text},
+    )
+
+
+def _train(
+    plan: Plan, folder: RunFolder, model_dir: Path, server: PolicyServer, resume: bool, progress: Progress
+) -> Path:
+    from trainers.train import train
+
+    config = plan.config
+    progress.phase(f"training: {config.trainer.steps} steps")
+    return train(
+        assembly.train_settings(config),
+        model_dir=model_dir,
+        run_dir=folder.path,
+        server=server,
+        cards=plan.train_cards,
+        spec=plan.spec,
+        make_client=lambda card, seed: make_client(card, plan.spec, seed),
+        reward=reward_of(config),
+        resume=resume,
+        on_step=progress.step,
+    )
+
+
+def reward_of(config: RunConfig) -> Callable[[Trajectory], Any]:
+    """The config's rewards as one: an async function from a trajectory to the score named "total"."""
+    from rewards.reward import scored
+
+    rewards = [(REWARDS[term.name](), term.weight) for term in config.rewards]
+
+    async def total(trajectory: Trajectory) -> Score:
+        result = await scored(trajectory, rewards)
+        evidence = "; ".join(f"{score.name}: {score.evidence}" for score in result.scores)
+        per_turn = result.scores[0].per_turn if len(result.scores) == 1 else None
+        return Score(name="total", value=result.total, evidence=evidence, per_turn=per_turn)
+
+    return total
+
+
+def _evaluate(
+    plan: Plan,
+    folder: RunFolder,
+    name: str,
+    server: PolicyServer,
+    templates: dict[Language, ChatTemplate],
+    adapter: str | None,
+    progress: Progress,
+) -> Evaluation | None:
+    """Play the held-out cards; an evaluation that a resumed run already has is kept."""
+    config, out = plan.config, folder.evaluation(name)
+    if (out / "evaluation.json").exists():
+        return None
+    settings = settings_for(
+        plan.spec, config.evaluation.seeds_per_card, Resampling(resamples=config.evaluation.bootstrap_resamples)
+    )
+    (out / "trajectories.jsonl").unlink(missing_ok=True)
+    progress.phase(f"evaluating the {name} policy on {len(plan.held_out_cards)} held-out cards")
+    return asyncio.run(
+        evaluate(
+            assembly.policy_factory(config, server, templates, adapter),
+            plan.held_out_cards,
+            plan.spec,
+            settings,
+            out,
+            concurrency=config.dialogue.concurrency,
+            deadline_seconds=config.dialogue.deadline_seconds,
+            on_done=progress.dialogue,
+        )
+    )
+
+
+def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -> dict[str, Any]:
+    """Language of both, the paired difference, and the summary's numbers."""
+    config, cards = plan.config, plan.held_out_cards
+    resampling = Resampling(resamples=config.evaluation.bootstrap_resamples)
+    device = f"cuda:{config.devices.engine[0]}" if config.devices.engine else "cpu"
+    played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
+    for name, trajectories in played.items():
+        measures = measure_language(trajectories, plan.spec.appraisal.limits.garbled, resampling)
+        strange = perplexity(trajectories, model_dir, end_of_turn, resampling, device)
+        measures = measures.model_copy(update={"perplexity": strange})
+        write_json(folder.evaluation(name) / LANGUAGE, measures.model_dump(mode="json"))
+    settings = settings_for(plan.spec, config.evaluation.seeds_per_card, resampling)
+    comparison = compare(played[BASE], played[TUNED], cards, settings)
+    write_json(folder.evaluation(TUNED) / COMPARISON, comparison.model_dump(mode="json"))
+    base, tuned = (
+        Evaluation.model_validate_json((folder.evaluation(name) / "evaluation.json").read_text(encoding="utf-8"))
+        for name in (BASE, TUNED)
+    )
+    return summary_numbers(base, tuned, comparison)
+
+
+def load_back(config: RunConfig, release_dir: Path, run_dir: Path) -> ReleaseCheck:
+    """Load a release into a fresh server, where it has to answer as the evaluated adapter did; else raises RunError."""
+    model_dir = assembly.policy_dir(config)
+    languages = sorted({card.language for card in assembly.cards_of(config, config.evaluation.split)})
+    template = next(iter(assembly.chat_templates(config, model_dir, languages).values()))
+    with closing(assembly.start_server(config, model_dir, run_dir / "release_server.log")) as server:
+        return asyncio.run(
+            check_release(
+                release_dir,
+                server,
+                read_trajectories(run_dir / "evaluation" / TUNED),
+                temperature=config.policy.temperature,
+                max_tokens=config.policy.max_new_tokens,
+                stop_ids=(template.end_of_turn,),
+                tolerance=config.trainer.logprob_tolerance,
+            )
+        )
