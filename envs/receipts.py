@@ -68,17 +68,21 @@ class TrajectoryLog:
         if path.exists():
             self._digest = _recover(path)
 
-    def append(self, trajectory: Trajectory) -> None:
-        """Write one line."""
-        data = sealed(trajectory, self._digest)
+    def append(self, *trajectories: Trajectory) -> None:
+        """Write a line for each, and wait until they are on disk."""
+        lines, digest = [], self._digest
+        for trajectory in trajectories:
+            data = sealed(trajectory, digest)
+            digest = data["receipt"]["digest"]
+            lines.append(canonical(data) + "\n")
         try:
             with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
-                file.write(canonical(data) + "\n")
+                file.write("".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"{self.path}: can't be written: {error.strerror}. Free some space, then resume") from error
-        self._digest = data["receipt"]["digest"]
+        self._digest = digest
 
 
 def _recover(path: Path) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from envs.cards import PersonaCard, load_card
 from envs.client_spec import ClientSpec, load_spec
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
-from trainers.engine import Sampled
+from trainers.policy_server import Sampled
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from envs.errors import RunError
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer

@@ -14,7 +14,7 @@ from envs.cards import Language, PersonaCard, Split
 from envs.client_spec import ClientSpec, load_spec
 from envs.errors import InputError
 from trainers.config import BOOTSTRAP, RunConfig
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 from trainers.evaluation import DialogueKey, SupporterFactory
 
 if TYPE_CHECKING:

@@ -161,8 +161,7 @@ async def evaluate(
         deadline_seconds=deadline_seconds,
         on_done=on_done,
     )
-    for trajectory in trajectories:
-        log.append(trajectory)
+    log.append(*trajectories)
     evaluation = summarise(trajectories, cards, settings)
     write_json(folder / SUMMARY, evaluation.model_dump(mode="json"))
     return evaluation

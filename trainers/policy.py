@@ -9,7 +9,7 @@ from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Generation, Message
 from trainers.chat_template import ChatTemplate
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Score, Stop, Trajectory
 from trainers.chat_template import ChatTemplate
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 from trainers.policy import PolicySupporter, Sampling
 from trainers.samples import Sample, blank_sample, build_sample
 
@@ -118,11 +118,6 @@ class RolloutWorker:
         if score.value is None:
             return blank_sample(self.template.end_of_turn)
         return build_sample([turn.supporter for turn in trajectory.turns], self.template.end_of_turn)
-
-
-def step_of(dialogue_id: str) -> int:
-    """The step that a dialogue of a training run belongs to."""
-    return int(dialogue_id.split("-", 1)[0])
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

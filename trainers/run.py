@@ -20,7 +20,7 @@ from envs.trajectory import Score, Trajectory
 from trainers import assembly
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json

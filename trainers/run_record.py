@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
-from trainers.rollouts import append_lines, keep_lines, step_of
+from trainers.rollouts import append_lines, keep_lines
+from trainers.run_folder import MetricsLog
+from trainers.run_numbers import step_of
 from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, updates_per_rollout
 
 METRICS = "metrics.jsonl"
@@ -50,7 +51,7 @@ class RunRecord(TrainerCallback):
         seconds = {**measured["seconds"], "update": time.monotonic() - self._trainer.rollout_ended}
         line = measured | {ours: logs.get(theirs) for ours, theirs in UPDATE_METRICS.items()}
         line |= {"optimizer_steps": state.global_step, "seconds": seconds}
-        append_lines(self._run_dir / METRICS, [json.dumps(line, allow_nan=False)])
+        MetricsLog(self._run_dir / METRICS).append(line)
         if self._on_step:
             self._on_step(line)
 
@@ -80,7 +81,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
         done = _updates_done(newest) // updates_per_rollout(args) if newest else 0
         keep_lines(run_dir / METRICS, lambda line: line["step"] < done)
         for name in (TRAJECTORIES, SCORES):
-            keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) < done)
+            keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) in range(done))
     return newest
 
 

@@ -22,7 +22,7 @@ from envs.hashing import derived_seed
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import Tokenizer, check_template
 from trainers.credit import GroupRelative
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 from trainers.policy import Sampling
 from trainers.rollouts import MakeClient, Reward, RolloutWorker
 from trainers.run_record import CHECKPOINTS, RunRecord, prepare_run_dir

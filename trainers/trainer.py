@@ -24,10 +24,11 @@ from accelerate.utils import gather_object
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from envs.errors import RunError
+from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
 from trainers.adapter_sync import AdapterSync
 from trainers.credit import CreditAssigner
-from trainers.engine import PolicyServer
+from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, append_lines, check_budget, summary
 
 TRAJECTORIES = "trajectories.jsonl"
@@ -63,6 +64,7 @@ class DialogueTrainer(GRPOTrainer):
         super().__init__(*args, reward_funcs=[_recorded_total], rollout_func=_roll_out, **kwargs)
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
+        self.model.register_forward_pre_hook(count_positions, with_kwargs=True)
         self.use_vllm = True
         self.vllm_mode = "server"
         self._last_loaded_step = -1
@@ -70,6 +72,7 @@ class DialogueTrainer(GRPOTrainer):
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self._log = TrajectoryLog(run_dir / TRAJECTORIES)
         self._rollout: Rollout | None = None
 
     @property
@@ -132,7 +135,9 @@ class DialogueTrainer(GRPOTrainer):
         return self._rollout
 
     def _record_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
-        self._append(TRAJECTORIES, [trajectory.model_dump_json() for trajectory in trajectories])
+        everyones = gather_object(list(trajectories))
+        if self.accelerator.is_main_process:
+            self._log.append(*everyones)
 
     def _record_scores(self, rollout: Rollout, advantages: Sequence[float]) -> None:
         lines = [
@@ -142,13 +147,9 @@ class DialogueTrainer(GRPOTrainer):
             )
             for trajectory, score, advantage in zip(rollout.trajectories, rollout.scores, advantages, strict=True)
         ]
-        self._append(SCORES, lines)
-
-    def _append(self, name: str, lines: list[str]) -> None:
-        """Every rank sends its lines; the first one writes them all."""
         everyones = gather_object(lines)
         if self.accelerator.is_main_process:
-            append_lines(self._run_dir / name, everyones)
+            append_lines(self._run_dir / SCORES, everyones)
 
     def _likelihood_difference(self, batch: dict[str, Any]) -> float:
         """The largest |sampler - trainer| over the sampled tokens of all ranks, in nats, before any update."""
@@ -158,6 +159,18 @@ class DialogueTrainer(GRPOTrainer):
         everyones = self.accelerator.gather(largest)
         assert isinstance(everyones, torch.Tensor)
         return float(everyones.max())
+
+
+def count_positions(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward pre-hook: (B, T) position ids that begin with 0 at each row's first real token.
+
+    TRL pads on the left and names no positions, so a row's words would stand at other positions than where they were
+    sampled. Rotary embeddings are relative, but not their rounding: that alone moves log-probabilities by up to 1e-4.
+    """
+    mask = kwargs.get("attention_mask")
+    if mask is not None and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return args, kwargs
 
 
 def updates_per_rollout(args: Any) -> int:

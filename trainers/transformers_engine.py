@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from envs.errors import InputError, RunError
-from trainers.engine import Sampled, adapter_name, checked
+from trainers.policy_server import Sampled, adapter_name, checked
 
 
 class TransformersEngine:

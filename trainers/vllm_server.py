@@ -24,7 +24,7 @@ import httpx
 
 from envs.errors import InputError, RunError
 from trainers import supervise
-from trainers.engine import Sampled, adapter_name, checked
+from trainers.policy_server import Sampled, adapter_name, checked
 
 BASE_NAME = "policy"
 HOST = "127.0.0.1"

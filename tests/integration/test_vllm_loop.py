@@ -15,7 +15,7 @@ import pytest
 
 from envs.errors import InputError, RunError
 from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, tiny_model
-from trainers.engine import Sampled
+from trainers.policy_server import Sampled
 from trainers.policy import Sampling
 from trainers.train import TrainSettings, train
 from trainers.vllm_server import PREFILL_TOKENS, VllmServer, VllmSettings

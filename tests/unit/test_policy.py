@@ -8,7 +8,7 @@ from envs.errors import InputError, RunError
 from envs.trajectory import Generation, Message
 from tests.tiny_policy import CHATML, ScriptedServer, tiny_tokenizer
 from trainers.chat_template import check_template, read_prompt, without_thought
-from trainers.engine import Sampled, checked
+from trainers.policy_server import Sampled, checked
 from trainers.policy import PolicySupporter, Sampling
 
 TOKENIZER = tiny_tokenizer()

@@ -20,7 +20,7 @@ from envs.hashing import derived_seed
 from envs.trajectory import Trajectory
 from scripts.attune import main
 from trainers import release as release_module
-from trainers.engine import Sampled
+from trainers.policy_server import Sampled
 from trainers.evaluation import Comparison, Evaluation, read_trajectories
 from trainers.manifest import MANIFEST, file_hash
 from trainers.model_card import _finding
