@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from itertools import pairwise
 
 from envs.perception.lexicon import Lexicon
 from envs.perception.percept import Heard
-from envs.perception.text import Reading, Sentence, read, spans_taken_up
+from envs.perception.text import TOKEN, Reading, Sentence, read, spans_taken_up
 
 EARLIER_WEIGHT = 0.5  # of a word from an earlier message; one from the last message weighs 1
 FIRST_WORD, SECOND_WORD = 0.6, 0.4  # uptake for the first and the second specific word
@@ -19,29 +20,39 @@ UNLIKE_WEIGHT = 0.6  # of a likeness below that: all sentences of a language sha
 SAME_FRAME = 0.8  # likeness from which a frame without its content words is the same frame
 MIN_FRAME = 4  # function words that a frame must have
 LIST_RUN = 4  # taken-up words in a row that are a list and no sentence
+QUOTE = {"en": 6, "zh": 11}  # tokens from which a verbatim stretch is no longer a quote woven into one's own sentence
+QUOTE_WEIGHT = 0.4  # of all words taken up in such long stretches together: less than "heard" needs
+_QUOTE_MARKS = re.compile(r'["「」『』]')
 
 
 def uptake(reading: Reading, grammatical: list[bool], heard: Heard, lexicon: Lexicon) -> tuple[float, tuple[str, ...]]:
     """Share in [0, 1] to which the reply takes up the client's words, and those words.
 
     Sentences that aren't ``grammatical`` and bare lists give nothing. One word of the last message gives 0.6, two 1.
+    Words inside a long verbatim stretch are weak: anybody can copy.
     """
     last = read(heard.client[-1], lexicon).terms
     earlier = frozenset(term for text in heard.client[:-1] for term in read(text, lexicon).terms) - last
     weights: dict[str, float] = {}
     words: list[str] = []
-    for sentence, sound in zip(reading.sentences, grammatical, strict=True):
+    quoted = False
+    for sentence, sound, copied in zip(reading.sentences, grammatical, _copies(reading, heard, lexicon), strict=True):
         if not sound:
             continue
+        long = {i for a, b in _stretches(copied) if b - a >= QUOTE[heard.language] for i in range(a, b)}
         spans = _not_listed(sentence, spans_taken_up(sentence, last | earlier, lexicon), lexicon)
         for start, end, what in spans:
+            if start in long:
+                quoted = True
+                words.append(what)
+                continue
             fresh = _key(sentence, start, end, lexicon)
             in_last = what in last or fresh in last or any(a + b in last for a, b in pairwise(what))
             weight = (1.0 if in_last else EARLIER_WEIGHT) * (2 if lexicon.language == "zh" and end - start >= 4 else 1)
             if weight > weights.get(fresh, 0.0):
                 weights[fresh] = weight
                 words.append(what)
-    total = sum(weights.values())
+    total = max(sum(weights.values()), QUOTE_WEIGHT if quoted else 0.0)
     share = FIRST_WORD * min(total, 1.0) + SECOND_WORD * min(max(total - 1.0, 0.0), 1.0)
     return round(min(share, 1.0), 3), tuple(dict.fromkeys(words))
 
@@ -67,7 +78,7 @@ def _not_listed(sentence: Sentence, spans: list[tuple[int, int, str]], lexicon: 
 def echo(reading: Reading, heard: Heard, lexicon: Lexicon) -> float:
     """Share of the reply's tokens that lie in verbatim runs of the client's text.
 
-    A stretch with "I" turned to "you" is a restatement, not an echo, unless such stretches are nearly all of the reply
+    So is a long quotation in quotation marks. A stretch with "I" turned to "you" is a restatement, not an echo, unless such stretches are nearly all of the reply
     or a single unturned stretch is long.
     """
     run = ECHO_RUN[heard.language]
@@ -75,12 +86,16 @@ def echo(reading: Reading, heard: Heard, lexicon: Lexicon) -> float:
     grams = [_grams(text, run, lexicon) for text in heard.client]
     straight = frozenset().union(*(g[0] for g in grams))
     turned = frozenset().union(*(g[1] for g in grams))
-    for sentence in reading.sentences:
+    for sentence, quote in zip(reading.sentences, _copies(reading, heard, lexicon), strict=True):
         tokens, n = sentence.tokens, len(sentence.tokens)
         total += n
         same = _covered(tokens, straight, run, sentence.stems)
         flipped = _covered(tuple(lexicon.turned.get(t, t) for t in tokens), turned, run, sentence.stems)
         turned_copied += sum(flipped)
+        for start, end in _stretches(quote):
+            if end - start >= QUOTE[heard.language]:  # counted here, and not once more below
+                copied += end - start
+                flipped[start:end] = [False] * (end - start)
         for start, end in _stretches(flipped):
             inner = list(_stretches(same[start:end]))
             whole = inner == [(0, end - start)]
@@ -113,6 +128,26 @@ def _covered(
     return covered
 
 
+def _copies(reading: Reading, heard: Heard, lexicon: Lexicon) -> list[list[bool]]:
+    """Which tokens of each sentence stand word for word in what the client said: in a run long enough to be a copy, or
+    between quotation marks. A quotation may run over several sentences.
+    """
+    run = ECHO_RUN[heard.language]
+    straight = frozenset().union(*(_grams(text, run, lexicon)[0] for text in heard.client))
+    said = frozenset(token for text in heard.client for token in read(text, lexicon).tokens)
+    copies, inside = [], False
+    for sentence in reading.sentences:
+        copied, at = _covered(sentence.tokens, straight, run, sentence.stems), 0
+        for number, part in enumerate(_QUOTE_MARKS.split(sentence.plain)):
+            inside = inside != (number > 0)
+            end = at + len(TOKEN.findall(part))
+            if inside:
+                copied[at:end] = [hit or t in said for hit, t in zip(copied[at:end], sentence.tokens[at:end], strict=True)]
+            at = end
+        copies.append(copied)
+    return copies
+
+
 def _stretches(covered: list[bool]) -> list[tuple[int, int]]:
     stretches, start = [], None
     for i, hit in enumerate([*covered, False]):
@@ -129,19 +164,20 @@ def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float,
 
     Each sentence is compared with every earlier sentence after the client's words are masked, and once more with all
     content masked, where only a near-identical frame counts: one frame with a new keyword is still the same sentence.
+    What is copied from the client is masked as well, and weighs nothing: a frame around a new quotation is the same frame.
     The reply's value is the mean over its sentences, weighted by length.
     """
     terms = frozenset(term for text in heard.client for term in read(text, lexicon).terms)
     earlier = [
         (s, masked, _frame(s, lexicon))
-        for text in heard.supporter
-        for s in read(text, lexicon).sentences
-        if (masked := _mask(s, terms, lexicon))
+        for before in (read(text, lexicon) for text in heard.supporter)
+        for s, copied in zip(before.sentences, _copies(before, heard, lexicon), strict=True)
+        if (masked := _mask(s, terms, copied, lexicon))
     ]
     total = alike = best_share = 0.0
     best_text = ""
-    for sentence in reading.sentences:
-        masked, frame = _mask(sentence, terms, lexicon), _frame(sentence, lexicon)
+    for sentence, copied in zip(reading.sentences, _copies(reading, heard, lexicon), strict=True):
+        masked, frame = _mask(sentence, terms, copied, lexicon), _frame(sentence, lexicon)
         likeness, text = 0.0, ""
         for other, other_masked, other_frame in earlier:
             value = likeness_of(masked, other_masked)
@@ -154,7 +190,7 @@ def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float,
                 value = framed
             if value > likeness:
                 likeness, text = value, other.text
-        weight = len(sentence.tokens)
+        weight = len(sentence.tokens) - sum(copied)
         total += weight
         alike += weight * (likeness if likeness >= ALIKE else UNLIKE_WEIGHT * likeness)
         if likeness >= ALIKE and likeness * weight > best_share:
@@ -162,10 +198,10 @@ def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float,
     return (round(alike / total, 3), best_text) if total else (0.0, "")
 
 
-def _mask(sentence: Sentence, terms: frozenset[str], lexicon: Lexicon) -> tuple[str, ...]:
-    """The sentence's tokens with what the client said replaced by "*"."""
+def _mask(sentence: Sentence, terms: frozenset[str], copied: list[bool], lexicon: Lexicon) -> tuple[str, ...]:
+    """The sentence's tokens with what the client said, word by word or as a copy, replaced by "*"."""
     spans = {i for start, end, _ in spans_taken_up(sentence, terms, lexicon) for i in range(start, end)}
-    return _starred(sentence.tokens, [i in spans for i in range(len(sentence.tokens))])
+    return _starred(sentence.tokens, [i in spans or copy for i, copy in enumerate(copied)])
 
 
 def _frame(sentence: Sentence, lexicon: Lexicon) -> tuple[str, ...]:

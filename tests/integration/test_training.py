@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from envs.errors import InputError, RunError
+from envs.receipts import read_log
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
 from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, tiny_model
 from trainers.policy import Sampling
@@ -123,7 +124,7 @@ def test_without_a_difference_between_totals_nothing_is_learnt(model_dir, tmp_pa
 
 def test_a_group_meets_the_same_client(model_dir, tmp_path):
     run(model_dir, tmp_path, replace(SETTINGS, steps=1))
-    trajectories = [Trajectory.model_validate(line) for line in lines(tmp_path / "trajectories.jsonl")]
+    trajectories = [line.trajectory for line in read_log(tmp_path / "trajectories.jsonl")]
     openings = [(trajectory.seed, trajectory.messages[0].text) for trajectory in trajectories]
     assert openings[0] == openings[1] and openings[2] == openings[3] and openings[0] != openings[2]
     assert trajectories[0].turns[0].supporter.ids != trajectories[1].turns[0].supporter.ids
