@@ -10,9 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from envs.cards import PersonaCard, load_card
+from envs.cards import Language, PersonaCard, load_card
 from envs.client_spec import ClientSpec, load_spec
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
+from trainers.chat_template import ChatTemplate, check_template, load_tokenizer
 from trainers.policy_server import Sampled
 
 CHATML = (
@@ -132,3 +133,8 @@ class ScriptedServer:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def kind_templates(model_dir: Path) -> dict[Language, ChatTemplate]:
+    """The tiny policy's chat template with a short system prompt."""
+    return {"en": check_template(load_tokenizer(model_dir), "Be kind.")}

@@ -14,8 +14,8 @@ from envs.cards import Language, PersonaCard, Split
 from envs.client_spec import ClientSpec, load_spec
 from envs.errors import InputError
 from trainers.config import BOOTSTRAP, RunConfig
-from trainers.policy_server import PolicyServer
 from trainers.evaluation import DialogueKey, SupporterFactory
+from trainers.policy_server import PolicyServer
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
@@ -111,12 +111,9 @@ def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySe
 
 def chat_templates(config: RunConfig, model_dir: Path, languages: Sequence[Language]) -> dict[Language, ChatTemplate]:
     """The policy's checked chat template for each language, with the system prompt in it."""
-    from trainers.chat_template import check_template, read_prompt
-    from trainers.train import load_tokenizer
+    from trainers.chat_template import check_template, load_tokenizer, read_prompt
 
-    tokenizer = load_tokenizer(model_dir)
-    if config.policy.chat_template:
-        tokenizer.chat_template = config.policy.chat_template.read_text(encoding="utf-8")
+    tokenizer = load_tokenizer(model_dir, config.policy.chat_template)
     templates: dict[Language, ChatTemplate] = {}
     for language in languages:
         templates[language] = check_template(tokenizer, read_prompt(language, config.policy.system_prompt))
@@ -140,15 +137,12 @@ def policy_factory(
 
 def train_settings(config: RunConfig) -> TrainSettings:
     """What the trainer needs of the config."""
-    from trainers.chat_template import read_prompt
     from trainers.policy import Sampling
     from trainers.train import TrainSettings
     from trainers.trainer import Limits
 
     trainer, policy, lora = config.trainer, config.policy, config.lora
     return TrainSettings(
-        system_prompt=read_prompt(config.cards.languages[0], policy.system_prompt),
-        chat_template=policy.chat_template,
         seed=config.run.seed,
         steps=trainer.steps,
         cards_per_step=trainer.cards_per_step,

@@ -25,9 +25,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
 from envs.hashing import content_hash, text_hash
-from envs.supporters import bank, everyday_nouns
+from envs.supporters import BANKS_DIR, everyday_nouns
 from envs.trajectory import Message
+from trainers import corpus
 from trainers.corpus import generate_corpus, generate_exchanges
+from trainers.run_folder import client_code
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # How the copying layer starts: spread of the embeddings, strength of what is copied, width of what is looked for.
@@ -77,8 +79,8 @@ def bootstrap(
     if folder.exists():
         return folder
     progress(f"generating {len(cards) * settings.dialogues_per_card} dialogues from {len(cards)} training cards")
-    corpus = generate_corpus(cards, spec, settings.dialogues_per_card, settings.seed)
-    dialogues = [chat(trajectory.messages[:-1], system_prompt) for trajectory in corpus]
+    played = generate_corpus(cards, spec, settings.dialogues_per_card, settings.seed)
+    dialogues = [chat(trajectory.messages[:-1], system_prompt) for trajectory in played]
     exchanges = [chat(talk) for talk in generate_exchanges(cards, settings.exchanges, settings.seed)]
     tokenizer = train_tokenizer([*dialogues, *exchanges], chat_template, settings)
     topics = frozenset(tokenizer.encode(f" {noun}", add_special_tokens=False)[0] for noun in everyday_nouns())
@@ -95,9 +97,9 @@ def bootstrap(
 def _content_key(
     cards: Sequence[PersonaCard], spec: ClientSpec, prompt: str, template: str, settings: BootstrapSettings
 ) -> str:
-    code = [text_hash(path.read_text(encoding="utf-8")) for path in (Path(__file__),)]
-    return content_hash([[c.hash for c in cards], spec.hash, prompt, template, asdict(settings), bank("en"), code,
-                         torch.__version__])  # fmt: skip
+    code = [Path(__file__), Path(corpus.__file__), *sorted(BANKS_DIR.glob("*.yaml"))]
+    made_by = [client_code(), *(text_hash(path.read_text(encoding="utf-8")) for path in code), torch.__version__]
+    return content_hash([[card.hash for card in cards], spec.hash, prompt, template, asdict(settings), made_by])
 
 
 def chat(messages: Sequence[Message], system_prompt: str | None = None) -> list[dict[str, str]]:
@@ -135,7 +137,10 @@ class Example:
 
 
 def encode(
-    talk: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast, topics: frozenset[int], settings: BootstrapSettings
+    talk: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerFast,
+    topics: frozenset[int],
+    settings: BootstrapSettings,
 ) -> Example:
     """Ids in the chat template, and what each counts: the supporter's words fully, topics more, the client's little."""
     ids: list[int] = []

@@ -134,6 +134,19 @@ def _rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
         ) from error
 
 
+def load_tokenizer(model_dir: Path, chat_template: Path | None = None) -> Tokenizer:
+    """The tokenizer in a model folder, with its own chat template or a file's. Raises InputError without one."""
+    from transformers import AutoTokenizer  # heavy, and the rest of this module does without
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        if chat_template:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"policy.model: {model_dir} has no tokenizer that can be loaded: {error}") from error
+    return tokenizer
+
+
 def read_prompt(language: Language, path: Path | None = None) -> str:
     """The supporter's system prompt: the language's, or the file at ``path``. Raises InputError without one."""
     path = path or PROMPTS_DIR / f"supporter_{language}.txt"

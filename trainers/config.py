@@ -55,8 +55,8 @@ class Policy(_Section):
         default="float32", description="Type of the frozen weights; the adapter is fp32."
     )
     system_prompt: Path | None = Field(
-        default=Path("configs/prompts/supporter_en.txt"),
-        description="File with the system message; none: no system message.",
+        default=None,
+        description="File with the system message; none: configs/prompts/supporter_<language>.txt of each card.",
     )
     chat_template: Path | None = Field(
         default=None,
@@ -203,7 +203,6 @@ class Evaluation(_Section):
     split: Split = Field(default="test", description="Split of the cards that the comparison uses.")
     seeds_per_card: Count = Field(default=2, description="Dialogues with each card; the same seeds for both policies.")
     bootstrap_resamples: int = Field(default=10_000, ge=100, description="Resamples of the bootstrap intervals.")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(default=0.95, description="Confidence of the intervals.")
 
 
 class Release(_Section):

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from envs.errors import InputError, RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Generation, Record, Trajectory
-from trainers.policy_server import PolicyServer, Sampled
 from trainers.manifest import file_hash, unwritable, write_json, write_whole
 from trainers.model_card import evaluation_json, read_run, render
+from trainers.policy_server import PolicyServer, Sampled
 from trainers.verification import Verification, verify_run
 
 WEIGHTS = "adapter_model.safetensors"

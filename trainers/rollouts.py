@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.cards import PersonaCard
+from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients.client import Client
 from envs.dialogue import DialoguePlan, run_dialogues
@@ -20,8 +20,8 @@ from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Score, Stop, Trajectory
 from trainers.chat_template import ChatTemplate
-from trainers.policy_server import PolicyServer
 from trainers.policy import PolicySupporter, Sampling
+from trainers.policy_server import PolicyServer
 from trainers.samples import Sample, blank_sample, build_sample
 
 Reward = Callable[[Trajectory], Awaitable[Score]]
@@ -56,7 +56,7 @@ class RolloutWorker:
     """
 
     server: PolicyServer
-    template: ChatTemplate
+    templates: Mapping[Language, ChatTemplate]
     sampling: Sampling
     cards: Mapping[str, PersonaCard]
     spec: ClientSpec
@@ -102,7 +102,7 @@ class RolloutWorker:
             spec=self.spec,
             seed=client_seed,
             client=self.make_client(card, client_seed),
-            supporter=PolicySupporter(self.server, self.template, adapter, policy_seed, self.sampling),
+            supporter=PolicySupporter(self.server, self.templates[card.language], adapter, policy_seed, self.sampling),
         )
 
     async def _score(self, trajectory: Trajectory) -> Score:
@@ -115,9 +115,10 @@ class RolloutWorker:
             return Score(name="total", value=None, evidence=f"scoring failed: {type(error).__name__}: {error}")
 
     def _sample(self, trajectory: Trajectory, score: Score) -> Sample:
+        end_of_turn = next(iter(self.templates.values())).end_of_turn
         if score.value is None:
-            return blank_sample(self.template.end_of_turn)
-        return build_sample([turn.supporter for turn in trajectory.turns], self.template.end_of_turn)
+            return blank_sample(end_of_turn)
+        return build_sample([turn.supporter for turn in trajectory.turns], end_of_turn)
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients import make_client
+from envs.errors import InputError
+from envs.perception import get_perceiver
 from envs.trajectory import Score, Trajectory
 from trainers import assembly
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
-from trainers.policy_server import PolicyServer
 from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
+from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import REWARDS, summary_numbers
@@ -60,8 +62,12 @@ class Plan:
     @classmethod
     def of(cls, config: RunConfig) -> Plan:
         """Read what the config names. Raises InputError for what is missing or wrong."""
+        if unknown := [term.name for term in config.rewards if term.name not in REWARDS]:
+            raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join(REWARDS)}")
+        spec = assembly.client_spec(config)
+        get_perceiver(spec.perceiver)
         held_out = assembly.cards_of(config, config.evaluation.split)
-        return cls(config, assembly.client_spec(config), assembly.cards_of(config, config.cards.train_split), held_out)
+        return cls(config, spec, assembly.cards_of(config, config.cards.train_split), held_out)
 
 
 def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         progress.phase(f"starting the policy server ({config.engine.kind})")
         with closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server:
             _evaluate(plan, folder, BASE, server, templates, None, progress)
-            adapter = _train(plan, folder, model_dir, server, resume, progress)
+            adapter = _train(plan, folder, model_dir, server, templates, resume, progress)
             _evaluate(plan, folder, TUNED, server, templates, server.publish(adapter), progress)
         progress.phase("measuring the language of both policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
@@ -110,7 +116,13 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
 
 
 def _train(
-    plan: Plan, folder: RunFolder, model_dir: Path, server: PolicyServer, resume: bool, progress: Progress
+    plan: Plan,
+    folder: RunFolder,
+    model_dir: Path,
+    server: PolicyServer,
+    templates: dict[Language, ChatTemplate],
+    resume: bool,
+    progress: Progress,
 ) -> Path:
     from trainers.train import train
 
@@ -121,6 +133,7 @@ def _train(
         model_dir=model_dir,
         run_dir=folder.path,
         server=server,
+        templates=templates,
         cards=plan.train_cards,
         spec=plan.spec,
         make_client=lambda card, seed: make_client(card, plan.spec, seed),

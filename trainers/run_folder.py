@@ -238,7 +238,7 @@ def provenance(seeds: Mapping[str, int]) -> dict[str, Any]:
     return {
         "started": _now(),
         "code": code_revision(CODE),
-        "client": client_code(CODE),
+        "client": client_code(),
         "python": platform.python_version(),
         "platform": {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()},
         "packages": package_versions(),
@@ -246,7 +246,7 @@ def provenance(seeds: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def client_code(code: Path) -> str:
+def client_code(code: Path = CODE) -> str:
     """SHA-256 over what decides how a client plays besides its spec: the ground floor and what perceivers read."""
     files = [*code.glob("envs/**/*.py"), *code.glob("configs/perception/**/*.*")]
     return content_hash({path.relative_to(code).as_posix(): file_hash(path) for path in files})

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
-from envs.cards import PersonaCard
+from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.errors import InputError
 from envs.hashing import derived_seed
 from trainers.adapter_sync import write_adapter
-from trainers.chat_template import Tokenizer, check_template
+from trainers.chat_template import ChatTemplate
 from trainers.credit import GroupRelative
-from trainers.policy_server import PolicyServer
 from trainers.policy import Sampling
+from trainers.policy_server import PolicyServer
 from trainers.rollouts import MakeClient, Reward, RolloutWorker
 from trainers.run_record import CHECKPOINTS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
@@ -39,9 +39,7 @@ class TrainSettings:
     is the number of dialogues in one forward pass of one rank.
     """
 
-    system_prompt: str | None
     steps: int
-    chat_template: Path | None = None  # a file; None: the tokenizer's own
     seed: int = 0
     cards_per_step: int = 4
     group_size: int = 8
@@ -84,6 +82,7 @@ def train(
     model_dir: Path,
     run_dir: Path,
     server: PolicyServer,
+    templates: Mapping[Language, ChatTemplate],
     cards: Sequence[PersonaCard],
     spec: ClientSpec,
     make_client: MakeClient,
@@ -93,18 +92,18 @@ def train(
 ) -> Path:
     """Train and return the folder of the final adapter. ``on_step`` sees each line of metrics.jsonl as it is written.
 
+    ``templates``: the policy's checked chat template, for each language of the cards.
+
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
     """
-    tokenizer = load_tokenizer(model_dir, settings.chat_template)
-    template = check_template(tokenizer, settings.system_prompt)
     if not cards:
-        raise InputError("cards: none to train on; check dialogue.cards and the split")
+        raise InputError("cards: none to train on; check cards.paths, cards.languages and cards.train_split")
     args = training_arguments(settings, run_dir)
     checkpoint = prepare_run_dir(run_dir, resume, args)
     worker = RolloutWorker(
         server=server,
-        template=template,
+        templates=templates,
         sampling=settings.sampling,
         cards={card.id: card for card in cards},
         spec=spec,
@@ -120,7 +119,7 @@ def train(
             model=str(model_dir),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": card_schedule([card.id for card in cards], settings)}),
-            processing_class=tokenizer,
+            processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
             worker=worker,
             credit=GroupRelative(settings.group_size, settings.advantage_scale),
@@ -135,17 +134,6 @@ def train(
         write_adapter(trainer, run_dir / FINAL_ADAPTER)
         trainer.vllm_generation.close()
     return run_dir / FINAL_ADAPTER
-
-
-def load_tokenizer(model_dir: Path, chat_template: Path | None = None) -> Tokenizer:
-    """The tokenizer in a model folder, with its own chat template or a file's. Raises InputError without one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-        if chat_template:
-            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"policy.model: {model_dir} has no tokenizer that can be loaded: {error}") from error
-    return tokenizer
 
 
 def card_schedule(card_ids: Sequence[str], settings: TrainSettings) -> list[str]:
@@ -211,6 +199,8 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         optim="adamw_torch",
         dataloader_pin_memory=False,
         use_vllm=False,
+        # Per token: over a long dialogue the product of all ratios strays far, and TRL's default would drop it whole.
+        vllm_importance_sampling_mode="token_truncate",
         logging_steps=updates,
         save_strategy="steps",
         save_steps=settings.checkpoint_every * updates,

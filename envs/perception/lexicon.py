@@ -58,6 +58,9 @@ class Lexicon:
     synonyms: dict[str, str]
     turned: dict[str, str]
     doubles: frozenset[str]
+    letters: frozenset[str]
+    opening: frozenset[str]
+    implied: dict[str, frozenset[str]]
     unlikely_pairs: frozenset[tuple[str, str]]
     rules: tuple[Rule, ...]
     named: dict[str, re.Pattern[str]]
@@ -96,6 +99,10 @@ def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
     word_edge = language != "zh"
     generic = frozenset(lists["generic"])
     synonyms = {stem(word): stem(group[0]) for group in map(_split, data.get("synonyms", [])) for word in group}
+
+    def canon(word: str) -> str:
+        return synonyms.get(stem(word), stem(word))
+
     rules = tuple(
         Rule(
             labels=tuple(_split(rule["labels"])),
@@ -117,6 +124,9 @@ def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
         synonyms=synonyms,
         turned=dict(pair.split("=") for pair in _split(data["turned"])),
         doubles=frozenset(lists["doubles"]),
+        letters=_letters(language),
+        opening=frozenset(word for name in data.get("opening_lists", []) for word in lists[name]),
+        implied={canon(word): frozenset(map(canon, _split(words))) for word, words in data.get("implied", {}).items()},
         unlikely_pairs=frozenset(
             (one, other) for one, row in data.get("unlikely_pairs", {}).items() for other in row.split()
         ),
@@ -126,6 +136,15 @@ def _compile(language: Language, data: dict[str, Any]) -> Lexicon:
             for name, patterns in data["named"].items()
         },
     )
+
+
+def _letters(language: Language) -> frozenset[str]:
+    """The letter triples of the language's words, "^" and "$" for their edges; none where letters don't tell."""
+    if language == "zh":
+        return frozenset()
+    path = PERCEPTION_DIR / f"letters-{language}.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return frozenset(triple for line in lines if not line.startswith("#") for triple in line.split())
 
 
 def _split(words: str) -> list[str]:

@@ -17,6 +17,7 @@ from envs.perception.text import HAN, HAN_CHAR, Reading, Sentence
 ONE_FINDING, MORE_FINDINGS = 0.6, 1.0  # badness of a sentence with one break, with several
 BROKEN_FROM = 0.5  # badness from which a sentence earns no strategy and no uptake
 MIN_FUNCTION = 0.15  # least share of function words in an English sentence of nine words or more
+STRANGE_TRIPLES = 2  # letter triples that no English word has, from which a word is strange
 _UNITS = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:['\-][^\W_{HAN}]+)*|[^\w\s]")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -26,6 +27,11 @@ _JUNK = re.compile(
     r"|q[^u]|[vxz][qjxk]|j[bcdfgklpqtvwxz]|[bcdfgjpqvz]{3}(?=.)(?<!^...)"  # letters that don't meet
     r"|[a-z]\d+[a-z]|\d[a-z]{3,}\d|^(?:[^aiouy\d]|.{26,})$|(\w)\1\1\1"  # digits inside, lone letters, endless words
 )
+_CAMEL = re.compile(r"\b[a-z]{2,}[A-Z][a-z]+|\b[a-z]{2,},[A-Z][a-z]+")
+_TITLED = re.compile(r"(?<=[a-z] )([A-Z][a-z']+)(?= [a-z]|[.?!]$|, )")
+_I = re.compile(r"(?<= )I(?= [a-z])")
+_NAMES = {"will", "may", "he", "him", "his", "no", "yes", "okay", "hello", "hi", "i'm", "i've", "i'd", "i'll", "thank"}
+_FULL_STOP = re.compile(r"(?<!\b[a-zA-Z])(?<!\betc)(?<!\bvs)(?<!\.)\.$")
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,10 @@ def listen(reading: Reading, client_terms: frozenset[str], lexicon: Lexicon) -> 
         return Noise(other, tuple(1.0 if other >= BROKEN_FROM else 0.0 for _ in reading.sentences), "other language")
     judge = _judge_chinese if lexicon.language == "zh" else _judge_english
     badness, finding = [], ""
-    for sentence in reading.sentences:
+    for sentence, cased in zip(reading.sentences, _miscased(reading, lexicon), strict=True):
         bad, why = judge(sentence, client_terms, lexicon)
+        if cased:
+            bad, why = min(1.0, bad + ONE_FINDING), why or cased
         loop_bad, loop = _loops(sentence, lexicon)
         debris = lexicon.named["debris"].search(sentence.plain)
         bad = min(1.0, max(bad, loop_bad, 0.6 if debris else 0.0))
@@ -96,7 +104,13 @@ def _judge_english(sentence: Sentence, client_terms: frozenset[str], lexicon: Le
     ]
     function = sum(t in lexicon.function for t in tokens)
     verbless = n >= 10 and not lexicon.named["verb"].search(sentence.plain) and function < 0.35 * n
-    unlikely = _unlikely(sentence, lexicon)
+    capital = named | {tokens[0]} if sentence.text[:1].isupper() else named
+    words = zip(tokens, sentence.stems, strict=True)
+    strange = [t for t, root in words if t not in capital and root not in client_terms and _strange(t, lexicon)]
+    unlikely = _unlikely(sentence, lexicon) + [m.group() for m in lexicon.named["slip"].finditer(sentence.plain)]
+    unlikely += [t for t in dict.fromkeys(strange) if t not in junk]
+    if clash := _clash(sentence, lexicon):
+        broken.append(clash)
     salad = (n >= 5 and function == 0) or (n >= 9 and function < MIN_FUNCTION * n) or verbless
     if salad:
         return 1.0, sentence.text[:60]
@@ -105,6 +119,46 @@ def _judge_english(sentence: Sentence, client_terms: frozenset[str], lexicon: Le
     bad = (0.1 if unlikely else 0.0, ONE_FINDING, MORE_FINDINGS)[min(2, findings)]
     found = broken + (unlikely if len(unlikely) > 1 else []) + junk + [""]
     return min(1.0, max(bad, 1.5 * junk_share if len(junk) > 1 else junk_share)), found[0]
+
+
+def _strange(word: str, lexicon: Lexicon) -> bool:
+    """Whether a small-letter word has several letter triples that English words don't have."""
+    if word in lexicon.function or not word.isascii() or not word.isalpha():
+        return False
+    edged = f"^{word}$"
+    return sum(edged[i : i + 3] not in lexicon.letters for i in range(len(word))) >= STRANGE_TRIPLES
+
+
+def _clash(sentence: Sentence, lexicon: Lexicon) -> str:
+    """More finite verbs than the sentence has room for: one for each possible subject, comma, conjunction, question
+    word and verb of saying or thinking that could take a clause. "I also had would struggle with the lunch" has two for
+    one. "" where there is room.
+    """
+    verbs = [m.group() for m in lexicon.named["finite"].finditer(sentence.plain)]
+    subjects = lexicon.named["subject"].findall(sentence.plain)
+    openers = lexicon.named["clause_opener"].findall(sentence.plain)
+    room = len(subjects) + len(openers) + sentence.plain.count(",")
+    room += not lexicon.named["subject"].match(sentence.plain)
+    return " ... ".join(verbs[:3]) if len(verbs) > room else ""
+
+
+def _miscased(reading: Reading, lexicon: Lexicon) -> list[str]:
+    """For each sentence, capital and small letters that show a seam: "what you Take the", "theLast", or a small letter
+    after a full stop in a reply that begins other sentences with capitals. "" where there is none.
+    """
+    found: list[str] = []
+    starts = [s.text.lstrip("\"'(*-")[:1] for s in reading.sentences]
+    mixed = lexicon.language == "en" and (any(c.isupper() for c in starts) or bool(_I.search(reading.text)))
+    before = ""
+    for sentence, start in zip(reading.sentences, starts, strict=True):
+        seam = _CAMEL.search(sentence.text) if lexicon.language == "en" else None
+        titled = [
+            m.group(1) for m in _TITLED.finditer(sentence.text) if m.group(1).lower() in lexicon.function - _NAMES
+        ]
+        shrunk = mixed and start.islower() and (not before or _FULL_STOP.search(before)) and not seam
+        found.append(seam.group() if seam else titled[0] if titled else sentence.text[:30] if shrunk else "")
+        before = sentence.text
+    return found
 
 
 def _unlikely(sentence: Sentence, lexicon: Lexicon) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
 from envs.perception.lexicon import Lexicon
 from envs.perception.percept import Heard
-from envs.perception.text import TOKEN, Reading, Sentence, read, spans_taken_up
+from envs.perception.text import TOKEN, Reading, Sentence, content_stem, read, spans_taken_up
 
 EARLIER_WEIGHT = 0.5  # of a word from an earlier message; one from the last message weighs 1
 FIRST_WORD, SECOND_WORD = 0.6, 0.4  # uptake for the first and the second specific word
@@ -20,8 +21,10 @@ UNLIKE_WEIGHT = 0.6  # of a likeness below that: all sentences of a language sha
 SAME_FRAME = 0.8  # likeness from which a frame without its content words is the same frame
 MIN_FRAME = 4  # function words that a frame must have
 LIST_RUN = 4  # taken-up words in a row that are a list and no sentence
-QUOTE = {"en": 6, "zh": 11}  # tokens from which a verbatim stretch is no longer a quote woven into one's own sentence
+QUOTE = {"en": 6, "zh": 13}  # tokens from which a verbatim stretch is no longer a quote woven into one's own sentence
+CUT = 4  # tokens from which a stretch that ends inside a phrase is a cut-off quotation
 QUOTE_WEIGHT = 0.4  # of all words taken up in such long stretches together: less than "heard" needs
+GUESS = 0.6  # of a taken-up word that a particular which the client never spoke of ("your brother", "the letter") costs
 _QUOTE_MARKS = re.compile(r'["「」『』]')
 
 
@@ -29,7 +32,8 @@ def uptake(reading: Reading, grammatical: list[bool], heard: Heard, lexicon: Lex
     """Share in [0, 1] to which the reply takes up the client's words, and those words.
 
     Sentences that aren't ``grammatical`` and bare lists give nothing. One word of the last message gives 0.6, two 1.
-    Words inside a long verbatim stretch are weak: anybody can copy.
+    Words inside a long verbatim stretch are weak: anybody can copy. So is a hit among guesses: whoever names mother,
+    house and letter to everybody is right now and then.
     """
     last = read(heard.client[-1], lexicon).terms
     earlier = frozenset(term for text in heard.client[:-1] for term in read(text, lexicon).terms) - last
@@ -39,7 +43,7 @@ def uptake(reading: Reading, grammatical: list[bool], heard: Heard, lexicon: Lex
     for sentence, sound, copied in zip(reading.sentences, grammatical, _copies(reading, heard, lexicon), strict=True):
         if not sound:
             continue
-        long = {i for a, b in _stretches(copied) if b - a >= QUOTE[heard.language] for i in range(a, b)}
+        long = {i for a, b in _stretches(copied) if _weak_quote(sentence, a, b, lexicon) for i in range(a, b)}
         spans = _not_listed(sentence, spans_taken_up(sentence, last | earlier, lexicon), lexicon)
         for start, end, what in spans:
             if start in long:
@@ -53,8 +57,27 @@ def uptake(reading: Reading, grammatical: list[bool], heard: Heard, lexicon: Lex
                 weights[fresh] = weight
                 words.append(what)
     total = max(sum(weights.values()), QUOTE_WEIGHT if quoted else 0.0)
+    total = max(0.0, total - GUESS * len(_guesses(reading, heard, lexicon)))
     share = FIRST_WORD * min(total, 1.0) + SECOND_WORD * min(max(total - 1.0, 0.0), 1.0)
     return round(min(share, 1.0), 3), tuple(dict.fromkeys(words))
+
+
+def _weak_quote(sentence: Sentence, start: int, end: int, lexicon: Lexicon) -> bool:
+    """A verbatim stretch that is long, or that was cut off before the phrase ended ("they gave me a")."""
+    if lexicon.language == "zh" or end - start >= QUOTE["en"]:
+        return end - start >= QUOTE[lexicon.language]
+    return end - start >= CUT and sentence.tokens[end - 1] in lexicon.opening
+
+
+def _guesses(reading: Reading, heard: Heard, lexicon: Lexicon) -> set[str]:
+    """Everyday particulars that the reply takes for given and the client never spoke of."""
+    found = {m.group() for s in reading.sentences for m in lexicon.named["particular"].finditer(s.plain)}
+    if lexicon.language == "zh":
+        said = "".join(heard.client)
+        return {name for name in found if not set(name) & set(said) - {"你", "的", "家"}}
+    terms = frozenset(term for text in heard.client for term in read(text, lexicon).terms)
+    roots = {content_stem(name.split()[-1], lexicon) for name in found}
+    return {root for root in roots if root not in terms and not lexicon.implied.get(root, frozenset()) & terms}
 
 
 def _key(sentence: Sentence, start: int, end: int, lexicon: Lexicon) -> str:
@@ -78,8 +101,8 @@ def _not_listed(sentence: Sentence, spans: list[tuple[int, int, str]], lexicon: 
 def echo(reading: Reading, heard: Heard, lexicon: Lexicon) -> float:
     """Share of the reply's tokens that lie in verbatim runs of the client's text.
 
-    So is a long quotation in quotation marks. A stretch with "I" turned to "you" is a restatement, not an echo, unless such stretches are nearly all of the reply
-    or a single unturned stretch is long.
+    So is a long quotation in quotation marks; a short one isn't. A stretch with "I" turned to "you" is a restatement
+    and no echo, unless such stretches are nearly all of the reply or a single unturned stretch is long.
     """
     run = ECHO_RUN[heard.language]
     total = copied = turned_copied = 0
@@ -92,9 +115,10 @@ def echo(reading: Reading, heard: Heard, lexicon: Lexicon) -> float:
         same = _covered(tokens, straight, run, sentence.stems)
         flipped = _covered(tuple(lexicon.turned.get(t, t) for t in tokens), turned, run, sentence.stems)
         turned_copied += sum(flipped)
-        for start, end in _stretches(quote):
-            if end - start >= QUOTE[heard.language]:  # counted here, and not once more below
-                copied += end - start
+        for start, end in _stretches(quote):  # counted here, and not once more below
+            long = end - start >= QUOTE[heard.language]
+            if long or _QUOTE_MARKS.search(sentence.plain):
+                copied += (end - start) * long
                 flipped[start:end] = [False] * (end - start)
         for start, end in _stretches(flipped):
             inner = list(_stretches(same[start:end]))
@@ -142,7 +166,9 @@ def _copies(reading: Reading, heard: Heard, lexicon: Lexicon) -> list[list[bool]
             inside = inside != (number > 0)
             end = at + len(TOKEN.findall(part))
             if inside:
-                copied[at:end] = [hit or t in said for hit, t in zip(copied[at:end], sentence.tokens[at:end], strict=True)]
+                copied[at:end] = [c or sentence.tokens[i] in said for i, c in enumerate(copied[at:end], at)]
+                if end - at > 1 and copied[end - 2]:  # the last word may be cut short
+                    copied[end - 1] |= any(word.startswith(sentence.tokens[end - 1]) for word in said)
             at = end
         copies.append(copied)
     return copies
@@ -159,42 +185,60 @@ def _stretches(covered: list[bool]) -> list[tuple[int, int]]:
     return stretches
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A sentence as it is compared: ``masked`` without the client's words, ``frame`` without any content; ``weight``
+    counts the tokens that are no copy of the client.
+    """
+
+    text: str
+    masked: tuple[str, ...]
+    frame: tuple[str, ...]
+    weight: int
+
+
+def _parts(reading: Reading, terms: frozenset[str], heard: Heard, lexicon: Lexicon) -> list[_Part]:
+    """The sentences of a reply to compare. A copy that runs on past a full stop joins the sentences it lies in."""
+    parts: list[_Part] = []
+    runs_on = False
+    for sentence, copied in zip(reading.sentences, _copies(reading, heard, lexicon), strict=True):
+        masked, frame = _mask(sentence, terms, copied, lexicon), _frame(sentence, copied, lexicon)
+        weight = len(sentence.tokens) - sum(copied)
+        if runs_on and copied and copied[0]:
+            last = parts.pop()
+            text, weight = f"{last.text} {sentence.text}", last.weight + weight
+            parts.append(_Part(text, last.masked + masked[1:], last.frame + frame[1:], weight))
+        elif masked:
+            parts.append(_Part(sentence.text, masked, frame, weight))
+        runs_on = bool(copied) and copied[-1] and bool(parts)
+    return [replace(part, frame=part.frame if _tells(part.frame) else ()) for part in parts]
+
+
 def repetition(reading: Reading, heard: Heard, lexicon: Lexicon) -> tuple[float, str]:
     """Likeness in [0, 1] to the supporter's earlier replies, recent or old, and the earlier sentence it rests on.
 
     Each sentence is compared with every earlier sentence after the client's words are masked, and once more with all
     content masked, where only a near-identical frame counts: one frame with a new keyword is still the same sentence.
-    What is copied from the client is masked as well, and weighs nothing: a frame around a new quotation is the same frame.
+    What is copied from the client is masked as well, and weighs nothing: a frame around a new quote stays that frame.
     The reply's value is the mean over its sentences, weighted by length.
     """
     terms = frozenset(term for text in heard.client for term in read(text, lexicon).terms)
-    earlier = [
-        (s, masked, _frame(s, lexicon))
-        for before in (read(text, lexicon) for text in heard.supporter)
-        for s, copied in zip(before.sentences, _copies(before, heard, lexicon), strict=True)
-        if (masked := _mask(s, terms, copied, lexicon))
-    ]
+    earlier = [part for text in heard.supporter for part in _parts(read(text, lexicon), terms, heard, lexicon)]
     total = alike = best_share = 0.0
     best_text = ""
-    for sentence, copied in zip(reading.sentences, _copies(reading, heard, lexicon), strict=True):
-        masked, frame = _mask(sentence, terms, copied, lexicon), _frame(sentence, lexicon)
+    for part in _parts(reading, terms, heard, lexicon):
         likeness, text = 0.0, ""
-        for other, other_masked, other_frame in earlier:
-            value = likeness_of(masked, other_masked)
-            if (
-                frame
-                and other_frame
-                and value < SAME_FRAME
-                and (framed := likeness_of(frame, other_frame)) >= SAME_FRAME
-            ):
-                value = framed
+        for other in earlier:
+            value = likeness_of(part.masked, other.masked)
+            if part.frame and other.frame and value < SAME_FRAME:
+                framed = likeness_of(part.frame, other.frame)
+                value = framed if framed >= SAME_FRAME else value
             if value > likeness:
                 likeness, text = value, other.text
-        weight = len(sentence.tokens) - sum(copied)
-        total += weight
-        alike += weight * (likeness if likeness >= ALIKE else UNLIKE_WEIGHT * likeness)
-        if likeness >= ALIKE and likeness * weight > best_share:
-            best_text, best_share = text, likeness * weight
+        total += part.weight
+        alike += part.weight * (likeness if likeness >= ALIKE else UNLIKE_WEIGHT * likeness)
+        if likeness >= ALIKE and likeness * part.weight > best_share:
+            best_text, best_share = text, likeness * part.weight
     return (round(alike / total, 3), best_text) if total else (0.0, "")
 
 
@@ -204,11 +248,15 @@ def _mask(sentence: Sentence, terms: frozenset[str], copied: list[bool], lexicon
     return _starred(sentence.tokens, [i in spans or copy for i, copy in enumerate(copied)])
 
 
-def _frame(sentence: Sentence, lexicon: Lexicon) -> tuple[str, ...]:
-    """The sentence's tokens with all content replaced by "*"; empty where too little remains to tell frames apart."""
+def _frame(sentence: Sentence, copied: list[bool], lexicon: Lexicon) -> tuple[str, ...]:
+    """The sentence's tokens with all content replaced by "*"."""
     words = lexicon.empty if lexicon.language == "zh" else lexicon.function
-    frame = _starred(sentence.tokens, [token not in words for token in sentence.tokens])
-    return frame if len(frame) - frame.count("*") >= MIN_FRAME else ()
+    return _starred(sentence.tokens, [c or t not in words for t, c in zip(sentence.tokens, copied, strict=True)])
+
+
+def _tells(frame: tuple[str, ...]) -> bool:
+    """Whether enough words remain in a frame to tell it from others."""
+    return len(frame) - frame.count("*") >= MIN_FRAME
 
 
 def _starred(tokens: tuple[str, ...], hidden: list[bool]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,11 @@ def write_and_check(run: Path, out: Path | None = None, check: bool = True) -> t
     folder = write_release(run, out)
     if not check:
         return folder, None
-    checked = load_back(load_config(run / "config.yaml", []), folder, run)
+    try:
+        checked = load_back(load_config(run / "config.yaml", []), folder, run)
+    except BaseException:
+        shutil.rmtree(folder)  # what did not pass must not lie about as if it had
+        raise
     stderr.print(
         f"loaded back: {checked.same} of {checked.replies} replies are the same, log-probabilities differ by at most "
         f"{checked.max_logprob_difference:.1e} nats over {checked.tokens} tokens",

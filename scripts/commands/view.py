@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +29,8 @@ def view(
 ) -> None:
     """Show recorded dialogues. Every line is checked against its receipt first; nothing is left out or reordered."""
     file = path / TRAJECTORIES if path.is_dir() else path
-    every = (line.trajectory for line in read_log(file))
-    chosen = list(islice((t for t in every if card in (None, t.card_id)), first))
+    every = [line.trajectory for line in read_log(file)]
+    chosen = [trajectory for trajectory in every if card in (None, trajectory.card_id)][:first]
     if not chosen:
         raise InputError(f"{file}: holds no dialogue" + (f" with card {card!r}" if card else ""))
     if json:

@@ -15,10 +15,10 @@ from envs.errors import RunError
 from envs.trajectory import Trajectory
 from tests.tiny_policy import a_card, a_spec, tiny_model, tiny_tokenizer
 from trainers.chat_template import check_template
-from trainers.policy_server import PolicyServer
 from trainers.evaluation import evaluate, read_trajectories, settings_for
 from trainers.manifest import write_json
 from trainers.policy import PolicySupporter, Sampling
+from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release, portable_config
 from trainers.statistics import Resampling
 from trainers.transformers_engine import TransformersEngine

@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 from envs.errors import InputError, RunError
 from envs.receipts import read_log
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, tiny_model
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
 from trainers.policy import Sampling
 from trainers.train import FINAL_ADAPTER, TrainSettings, card_schedule, train
 from trainers.trainer import Limits
 from trainers.transformers_engine import TransformersEngine
 
 SETTINGS = TrainSettings(
-    system_prompt="Be kind.",
     steps=3,
     cards_per_step=2,
     group_size=2,
@@ -39,9 +38,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model_dir: Path, run_dir: Path, settings: TrainSettings = SETTINGS, **changes: Any) -> bytes:
     given: dict[str, Any] = {"make_client": ByteClient, "reward": emotion_reward, **changes}
     engine = TransformersEngine(model_dir)
-    final = train(
-        settings, model_dir=model_dir, run_dir=run_dir, server=engine, cards=[a_card()], spec=a_spec(2), **given
-    )
+    given |= {"cards": [a_card()], "spec": a_spec(2), "templates": kind_templates(model_dir)}
+    final = train(settings, model_dir=model_dir, run_dir=run_dir, server=engine, **given)
     return (final / "adapter_model.safetensors").read_bytes()
 
 
@@ -180,6 +178,7 @@ def test_a_run_fails_when_sampler_and_trainer_hold_different_policies(model_dir,
             model_dir=model_dir,
             run_dir=tmp_path / "run",
             server=TransformersEngine(other),
+            templates=kind_templates(model_dir),
             cards=[a_card()],
             spec=a_spec(2),
             make_client=ByteClient,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from envs.errors import InputError, RunError
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, tiny_model
-from trainers.policy_server import Sampled
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
 from trainers.policy import Sampling
+from trainers.policy_server import Sampled
 from trainers.train import TrainSettings, train
 from trainers.vllm_server import PREFILL_TOKENS, VllmServer, VllmSettings
 
@@ -24,7 +24,6 @@ pytest.importorskip("vllm")
 
 PROMPT = [258, 104, 101, 108, 108, 111]
 SETTINGS = TrainSettings(
-    system_prompt="Be kind.",
     steps=2,
     cards_per_step=2,
     group_size=4,
@@ -59,6 +58,7 @@ def test_two_steps_train_and_every_version_is_sampled_from(server, model_dir, tm
         model_dir=model_dir,
         run_dir=run_dir,
         server=server,
+        templates=kind_templates(model_dir),
         cards=[a_card()],
         spec=a_spec(3),
         make_client=ByteClient,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -155,6 +158,48 @@ def test_a_chinese_copy_is_an_echo() -> None:
     assert perceive("家里人都不跟你说，你心里一定很着急。", SISTER_ZH).echo == 0
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        'You said: "{}". That must be hard.',
+        '"{}" - I hear you.',
+        'When you say "{}", I feel with you.',
+    ],
+)
+def test_a_long_quotation_is_no_listening_and_its_frame_wears_out(frame: str) -> None:
+    one, other = (line[:60] for line in FIXTURES["en"]["contexts"]["depot"][:2])
+    before = frame.format(one)
+    percept = PERCEIVER.perceive(frame.format(other), Heard(language="en", client=(one, other), supporter=(before,)))
+    assert percept.uptake < 0.3
+    assert percept.repetition >= 0.8
+    assert percept.echo >= 0.5
+
+
+def test_a_short_quotation_in_a_sentence_of_ones_own_is_taken_up() -> None:
+    percept = perceive('I keep thinking of that "sit in the corridor", and how cold it must feel.')
+    assert (percept.uptake, percept.echo) == (1.0, 0.0)
+
+
+def test_a_quotation_cut_off_inside_a_phrase_is_weak() -> None:
+    assert perceive('You feel let down, and "sit in the corridor because the" brings it back.').uptake < 0.3
+
+
+def test_a_hit_among_guesses_is_weak() -> None:
+    alone = perceive("What is it like for you in that corridor?")
+    guessed = perceive("What is it like for you in that corridor when your uncle takes the car to the bakery?")
+    assert alone.uptake == 0.6
+    assert guessed.uptake == 0
+
+
+def test_what_the_clients_words_imply_is_no_guess() -> None:
+    client = ("I was laid off by the company in May, and my parents still don't know.",)
+    assert perceive("You lost the job, were laid off, and keep it from your mother.", client).uptake >= 0.6
+
+
+def test_guesses_in_chinese_are_weak() -> None:
+    assert perceive("那条走廊你坐了多久？", SISTER_ZH).uptake > perceive("你老公和走廊呢？", SISTER_ZH).uptake
+
+
 # ---- repetition
 
 
@@ -254,6 +299,49 @@ def test_hardly_any_line_of_the_cards_is_taken_for_gibberish(language: Language)
     assert len(flagged) <= 0.01 * len(lines), flagged
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "That must be lonely. It comes back by theLast week.",
+        "It must be hard for you There are reasons to stay with her.",
+        "You could see a doctor. about the corridor and how heavy.",
+        "I also had would struggle with the corridor.",
+        "I went through the place would struggle with your sister.",
+        "You are not know how it would feel.",
+        "You could not kept your word to your sister.",
+        "There is only one right answer, you must sorry.",
+        "How have the what you told me?",
+        "Part of you wants to let go of your yourself.",
+        "It could be that they anyone of your sister.",
+        "I can tell how you me about the corridor.",
+        "You tell the irlllwaeth from the leogrokokums.",
+    ],
+)
+def test_a_seam_between_two_sentences_is_gibberish(reply: str) -> None:
+    assert perceive(reply).gibberish >= 0.2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "What serendipity that she wrote, after all that schadenfreude.",
+        "There is a tzatziki stain on it, and you keep it anyway.",
+        "You waht? That definately stings.",
+        "I wish your mother would call.",
+        "The friend you miss most is the one who left.",
+        "I see… that must hurt.",
+        "Hm. What you did made sense to me, and who you are matters.",
+        "You told them she's busy, and so is everyone.",
+        "It reads like The Lord of the Rings to you.",
+        "Is it you who keeps the watch, or they?",
+        "Everything you do is about her.",
+        "An hour is a long time, and a one-way road is worse.",
+    ],
+)
+def test_odd_words_and_turns_are_language(reply: str) -> None:
+    assert perceive(reply).gibberish < 0.2
+
+
 def test_broken_sentences_earn_no_strategy_and_no_uptake() -> None:
     percept = perceive("It sounds like you are you can the corridor mother is the.")
     assert percept.uptake == 0
@@ -324,6 +412,30 @@ def test_perception_is_pure() -> None:
     assert perceive(reply, DEPOT) == perceive(reply, DEPOT)
 
 
+def test_perception_does_not_depend_on_the_hash_seed() -> None:
+    code = (
+        "import yaml; from envs.perception import Heard, RulePerceiver\n"
+        "for lang in ('en', 'zh'):\n"
+        "    data = yaml.safe_load(open(f'tests/unit/perception_fixtures_{lang}.yaml', encoding='utf-8'))\n"
+        "    said = tuple(item['r'] for item in data['items'][50:55])\n"
+        "    for item in data['items'][:50]:\n"
+        "        heard = Heard(language=lang, client=tuple(data['contexts'][item['c']]), supporter=said)\n"
+        "        print(RulePerceiver().perceive(item['r'], heard).model_dump_json())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=HERE.parents[1],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(HERE.parents[1])},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0].count(b"\n") == 100
+    assert outputs[0] == outputs[1]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(), max_size=300), st.sampled_from(LANGUAGES))
 def test_no_text_raises(reply: str, language: Language) -> None:
@@ -346,9 +458,9 @@ def test_strange_characters_do_not_raise(reply: str) -> None:
 def test_a_megabyte_is_read_in_a_second(unit: str) -> None:
     reply = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     for client in (SISTER, SISTER_ZH):
-        start = time.perf_counter()
+        start = time.process_time()
         perceive(reply, client)
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
 
 
 def test_perceivers_are_found_by_name_by_path_and_by_registration() -> None:

@@ -8,8 +8,8 @@ from envs.errors import InputError, RunError
 from envs.trajectory import Generation, Message
 from tests.tiny_policy import CHATML, ScriptedServer, tiny_tokenizer
 from trainers.chat_template import check_template, read_prompt, without_thought
-from trainers.policy_server import Sampled, checked
 from trainers.policy import PolicySupporter, Sampling
+from trainers.policy_server import Sampled, checked
 
 TOKENIZER = tiny_tokenizer()
 TEMPLATE = check_template(TOKENIZER, "Be kind.")

@@ -20,10 +20,10 @@ from envs.hashing import derived_seed
 from envs.trajectory import Trajectory
 from scripts.attune import main
 from trainers import release as release_module
-from trainers.policy_server import Sampled
 from trainers.evaluation import Comparison, Evaluation, read_trajectories
 from trainers.manifest import MANIFEST, file_hash
 from trainers.model_card import _finding
+from trainers.policy_server import Sampled
 from trainers.release import check_nothing_leaks, check_release, portable_config, release
 from trainers.run_folder import RunFolder
 from trainers.statistics import Estimate
