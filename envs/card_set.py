@@ -72,17 +72,19 @@ def assign_splits(cards: Sequence[PersonaCard]) -> dict[str, Split]:
     """
     splits: dict[str, Split] = {}
     for language in sorted({card.language for card in cards}):
+        people: dict[str, list[PersonaCard]] = defaultdict(list)
+        for card in cards:
+            if card.language == language:
+                people[text_hash(persona_text(card))].append(card)
         seen = 0
         for need in HiddenNeed:
-            people: dict[str, list[PersonaCard]] = defaultdict(list)
-            for card in cards:
-                if card.language == language and card.hidden_need is need:
-                    people[text_hash(persona_text(card))].append(card)
+            # A person who is told twice with different needs counts under one of them, so that the split stays one.
+            group = [key for key in people if min(card.hidden_need for card in people[key]) is need]
             # Running totals keep the sixths exact over small groups; the half shift lets test and dev take turns.
-            before, seen = seen, seen + len(people)
+            before, seen = seen, seen + len(group)
             tests = (seen + 3) // 6 - (before + 3) // 6
             devs = seen // 6 - before // 6
-            order = sorted(people, key=lambda key: (all(c.risk == "none" for c in people[key]), key))
+            order = sorted(group, key=lambda key: (all(c.risk == "none" for c in people[key]), key))
             for position, key in enumerate(order):
                 acute = any(card.risk == "acute" for card in people[key])
                 split: Split = "test" if acute or position < tests else "dev" if position < tests + devs else "train"

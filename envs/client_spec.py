@@ -6,14 +6,15 @@ weights of the embedded client. A spec is hashed over its content, and every rec
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from envs.cards import Act, HiddenNeed, Language, Temperament
+from envs.cards import HARMS, STRATEGIES, Act, HiddenNeed, Language, Temperament
 from envs.errors import InputError, describe_validation
 from envs.hashing import content_hash
 from envs.perception.percept import Move
@@ -99,8 +100,8 @@ class Generic(_Rules):
     Both are lists by how many such replies came in a row; the last entry holds for all further ones.
     """
 
-    warmth: tuple[Factor, ...]
-    push: tuple[Push, ...]
+    warmth: Annotated[tuple[Factor, ...], Field(min_length=1)]
+    push: Annotated[tuple[Push, ...], Field(min_length=1)]
 
 
 class Appraisal(_Rules):
@@ -122,13 +123,25 @@ class Appraisal(_Rules):
     limits: Limits
     phase_facts: dict[Phase, int]
     gain: Annotated[float, Field(gt=0)]
-    reactions: dict[Language, dict[str, tuple[str, ...]]]
+    reactions: dict[Language, dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]]
 
     @model_validator(mode="after")
     def _complete(self) -> Appraisal:
-        for name, table, keys in (("needs", self.needs, HiddenNeed), ("temperaments", self.temperaments, Temperament)):
-            if missing := [key.value for key in keys if key not in table]:
+        tables: tuple[tuple[str, Mapping[Any, Any], Iterable[str]], ...] = (
+            ("needs", self.needs, HiddenNeed),
+            ("temperaments", self.temperaments, Temperament),
+            ("strategies", self.strategies, STRATEGIES),
+            ("harms", self.harms, HARMS),
+            ("phase_facts", self.phase_facts, PHASES),
+            ("reactions", self.reactions, get_args(Language)),
+        )
+        for name, table, keys in tables:
+            if missing := [str(key) for key in keys if key not in table]:
                 raise ValueError(f"{name} lacks {missing[0]}; every one needs a rule")
+        if self.phase_facts["explore"] != 0:
+            raise ValueError("phase_facts: explore must be 0, because a talk begins with nothing disclosed")
+        if len(self.generic.warmth) != len(self.generic.push):
+            raise ValueError("generic: warmth and push must be equally long, an entry for each reply in a row")
         return self
 
 
@@ -145,6 +158,12 @@ class ClientSpec(_Rules):
     failure_below: Annotated[float, Field(ge=0, le=100)]
     max_turns: Annotated[int, Field(ge=1)]
     appraisal: Appraisal
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ClientSpec:
+        if self.floor >= self.cap:
+            raise ValueError(f"floor {self.floor:g} must lie below cap {self.cap:g}")
+        return self
 
     @cached_property
     def hash(self) -> str:

@@ -40,13 +40,13 @@ class DialoguePlan:
 async def run_dialogue(plan: DialoguePlan, deadline_seconds: float | None = None) -> Trajectory:
     """Talk until the client stops, the turn limit or the deadline. Never raises but for cancellation."""
     record = _Record(plan)
+    deadline = asyncio.timeout(deadline_seconds)
     try:
-        async with asyncio.timeout(deadline_seconds):
+        async with deadline:
             await _talk(plan, record)
-    except TimeoutError as error:
-        return record.failed(f"not finished within {deadline_seconds:g} s" if deadline_seconds else str(error))
     except Exception as error:  # a failed dialogue is data, whatever made it fail
-        return record.failed(f"{type(error).__name__}: {error}")
+        late = deadline.expired()  # a timeout of the supporter's own is not the deadline
+        return record.failed(f"not finished within {deadline_seconds:g} s" if late else f"{type(error).__name__}: {error}")
     return record.finished()
 
 

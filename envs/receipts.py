@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from envs.client_spec import ClientSpec
 from envs.errors import InputError, RunError
 from envs.hashing import canonical, content_hash, without
@@ -88,10 +86,13 @@ class TrajectoryLog:
 def _recover(path: Path) -> str:
     whole, digest = 0, FIRST
     with path.open("rb") as file:
-        for raw in file:
+        for number, raw in enumerate(file, 1):
             if not raw.endswith(b"\n"):
                 break
-            digest = json.loads(raw)["receipt"]["digest"]
+            try:
+                digest = json.loads(raw)["receipt"]["digest"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ReceiptError(f"{path}:{number}: is no line with a receipt; mend it, or start a new run") from error
             whole += len(raw)
     os.truncate(path, whole)
     return digest
@@ -101,7 +102,7 @@ def read_log(path: Path) -> Iterator[Line]:
     """Yield the lines of a trajectory file, each checked against its receipt. Raises ReceiptError naming the line."""
     previous = FIRST
     try:
-        with path.open(encoding="utf-8", errors="surrogatepass") as file:
+        with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as file:
             for number, raw in enumerate(file, 1):
                 line = _checked(raw, previous, f"{path}:{number}", number)
                 previous = line.digest
@@ -117,22 +118,22 @@ def _checked(raw: str, previous: str, where: str, number: int) -> Line:
         raise ReceiptError(f"{where}: the line is torn; the run was interrupted while writing it")
     try:
         data = json.loads(raw)
-        receipt = data["receipt"]
+        before, links = data["receipt"]["previous"], list(data["receipt"]["turns"])
         trajectory = Trajectory.model_validate(without(data, "receipt"))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        expected = sealed(trajectory, previous)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReceiptError(f"{where}: is not a trajectory with a receipt: {str(error).splitlines()[0]}") from error
-    if receipt.get("previous") != previous:
+    if before != previous:
         raise ReceiptError(f"{where}: does not follow the line before it; a line was changed, added or taken away")
-    if canonical(sealed(trajectory, previous)) + "\n" != raw:
-        raise ReceiptError(f"{where}: {_difference(data, sealed(trajectory, previous))}")
-    return Line(number=number, trajectory=trajectory, digest=receipt["digest"])
+    if canonical(expected) + "\n" != raw:
+        raise ReceiptError(f"{where}: {_difference(links, expected['receipt']['turns'])}")
+    return Line(number=number, trajectory=trajectory, digest=expected["receipt"]["digest"])
 
 
-def _difference(given: dict[str, Any], expected: dict[str, Any]) -> str:
+def _difference(written: list[Any], expected: list[str]) -> str:
     """Which turn was changed, as far as the chain of hashes tells."""
-    written = given["receipt"].get("turns", [])
-    for index, (a, b) in enumerate(zip(written, expected["receipt"]["turns"], strict=False), 1):
-        if a != b:
+    for index, (given, wanted) in enumerate(zip(written, expected, strict=False), 1):
+        if given != wanted:
             return f"turn {index} (or what stands before it) differs from its receipt"
     return "the line differs from its digest"
 

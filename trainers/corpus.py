@@ -20,13 +20,17 @@ CONCURRENCY = 64
 
 def generate_corpus(cards: Sequence[PersonaCard], spec: ClientSpec, per_card: int, seed: int) -> list[Trajectory]:
     """``per_card`` dialogues for each card, in a fixed order. Raises InputError when a card is not a training card."""
+    _refuse_held_out(cards)
+    every = [(card, index) for index in range(per_card) for card in cards]
+    plans = [_plan(card, spec, derived_seed(seed, card.id, index), index) for card, index in every]
+    return asyncio.run(run_dialogues(plans, CONCURRENCY))
+
+
+def _refuse_held_out(cards: Sequence[PersonaCard]) -> None:
     if held_out := next((card for card in cards if card.split != "train"), None):
         raise InputError(
             f"card {held_out.id}: is a {held_out.split} card; the bootstrap corpus may only be made from training cards"
         )
-    every = [(card, index) for index in range(per_card) for card in cards]
-    plans = [_plan(card, spec, derived_seed(seed, card.id, index), index) for card, index in every]
-    return asyncio.run(run_dialogues(plans, CONCURRENCY))
 
 
 def _plan(card: PersonaCard, spec: ClientSpec, seed: int, index: int) -> DialoguePlan:
@@ -44,7 +48,9 @@ def generate_exchanges(cards: Sequence[PersonaCard], count: int, seed: int) -> l
     """``count`` single exchanges: something that a training card's client may say, with its nouns swapped for others.
 
     Swapping keeps a model from learning by heart which noun goes with which person, so it learns to look it up instead.
+    Raises InputError when a card is not a training card.
     """
+    _refuse_held_out(cards)
     chance = random.Random(seed)
     lines = [line for card in cards for line in (card.opening, *(fact.say for fact in card.facts))]
     supporter = MixingSupporter("en", seed)
