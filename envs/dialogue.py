@@ -45,8 +45,9 @@ async def run_dialogue(plan: DialoguePlan, deadline_seconds: float | None = None
         async with deadline:
             await _talk(plan, record)
     except Exception as error:  # a failed dialogue is data, whatever made it fail
-        late = deadline.expired()  # a timeout of the supporter's own is not the deadline
-        return record.failed(f"not finished within {deadline_seconds:g} s" if late else f"{type(error).__name__}: {error}")
+        if deadline.expired():  # a timeout of the supporter's own is not the deadline
+            return record.failed(f"not finished within {deadline_seconds:g} s")
+        return record.failed(f"{type(error).__name__}: {error}")
     return record.finished()
 
 

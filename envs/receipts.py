@@ -92,7 +92,7 @@ def _recover(path: Path) -> str:
             try:
                 digest = json.loads(raw)["receipt"]["digest"]
             except (ValueError, KeyError, TypeError) as error:
-                raise ReceiptError(f"{path}:{number}: is no line with a receipt; mend it, or start a new run") from error
+                raise ReceiptError(f"{path}:{number}: is not a line with a receipt; start a new run") from error
             whole += len(raw)
     os.truncate(path, whole)
     return digest

@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so that a command can check every
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +108,21 @@ def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySe
             request_timeout=engine.request_timeout,
         )
     )
+
+
+def join_server(config: RunConfig) -> PolicyServer:
+    """The server that the first rank starts or was given, once it answers. Raises InputError when it never does."""
+    from trainers.vllm_server import HOST, VllmServer
+
+    urls = config.engine.urls or [f"http://{HOST}:{config.engine.port}"]
+    last = time.monotonic() + config.engine.start_timeout
+    while True:
+        try:
+            return VllmServer.connect(urls, config.engine.request_timeout)
+        except InputError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(1.0)
 
 
 def chat_templates(config: RunConfig, model_dir: Path, languages: Sequence[Language]) -> dict[Language, ChatTemplate]:

@@ -33,7 +33,11 @@ class Run(_Section):
         default="run", description="Name of the run, of its folder and of its adapters."
     )
     dir: Path = Field(default=Path("runs"), description="Folder in which the run's own folder is made.")
-    seed: int = Field(default=0, ge=0, description="Seed from which all others follow.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="Seed of the adapter, the order of the cards and the training dialogues; held-out ones have theirs.",
+    )
 
     @property
     def folder(self) -> Path:
@@ -292,6 +296,12 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             "engine.port: has no meaning beside engine.urls, whose servers run already; remove one of the two"
         )
+    if len(devices.training) > 1 and not engine.urls and engine.port is None:
+        problems.append(
+            "engine.port: is needed when several devices train: their processes look for the server there; name a port"
+        )
+    if len(devices.training) > 1 and engine.kind == "transformers":
+        problems.append("engine.kind: transformers serves a single training process; use vllm with several devices")
     bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
     if bad:
         problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")

@@ -6,6 +6,7 @@ The same steps whatever the size: a small model on two cores or a large one on s
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -74,9 +75,12 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     """Run a plan from the base model to a verified record and return its summary, which is also written down.
 
     Raises InputError for a folder that can't be used, RunError when the run can't go on. What was recorded until then
-    stays, without the manifest that only a whole run has.
+    stays, without the manifest that only a whole run has. Under a launcher every rank calls this; the first one keeps
+    the record and returns the summary, the others train with it and return an empty one.
     """
     started, config = time.monotonic(), plan.config
+    if int(os.environ.get("RANK", "0")):
+        return _follow(plan, resume)
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
         languages = sorted({card.language for card in (*plan.train_cards, *plan.held_out_cards)})
@@ -85,7 +89,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         progress.phase(f"starting the policy server ({config.engine.kind})")
         with closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server:
             _evaluate(plan, folder, BASE, server, templates, None, progress)
-            adapter = _train(plan, folder, model_dir, server, templates, resume, progress)
+            adapter = _train(plan, folder.path, model_dir, server, templates, resume, progress)
             _evaluate(plan, folder, TUNED, server, templates, server.publish(adapter), progress)
         progress.phase("measuring the language of both policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
@@ -98,6 +102,17 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         folder.write_json(SUMMARY, summary)
         folder.finish()
     return summary
+
+
+def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
+    """What a rank but the first does: wait for the first one's server, and train."""
+    config = plan.config
+    model_dir = assembly.policy_dir(config)
+    languages = sorted({card.language for card in (*plan.train_cards, *plan.held_out_cards)})
+    templates = assembly.chat_templates(config, model_dir, languages)
+    with closing(assembly.join_server(config)) as server:
+        _train(plan, config.run.folder, model_dir, server, templates, resume, Progress())
+    return {}
 
 
 def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Language, ChatTemplate]) -> None:
@@ -117,7 +132,7 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
 
 def _train(
     plan: Plan,
-    folder: RunFolder,
+    folder: Path,
     model_dir: Path,
     server: PolicyServer,
     templates: dict[Language, ChatTemplate],
@@ -131,7 +146,7 @@ def _train(
     return train(
         assembly.train_settings(config),
         model_dir=model_dir,
-        run_dir=folder.path,
+        run_dir=folder,
         server=server,
         templates=templates,
         cards=plan.train_cards,
@@ -194,7 +209,7 @@ def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -
     """Language of both, the paired difference, and the summary's numbers."""
     config, cards = plan.config, plan.held_out_cards
     resampling = Resampling(resamples=config.evaluation.bootstrap_resamples)
-    device = f"cuda:{config.devices.engine[0]}" if config.devices.engine else "cpu"
+    device = "cuda" if config.devices.training else "cpu"
     played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
     for name, trajectories in played.items():
         measures = measure_language(trajectories, plan.spec.appraisal.limits.garbled, resampling)

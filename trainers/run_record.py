@@ -69,7 +69,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if not resume:
-        if any((run_dir / name).exists() for name in (METRICS, TRAJECTORIES, CHECKPOINTS)):
+        if args.process_index == 0 and any((run_dir / name).exists() for name in (METRICS, TRAJECTORIES, CHECKPOINTS)):
             raise InputError(f"{run_dir} holds a run already; resume it, or name another folder")
         return None
     checkpoints = sorted((run_dir / CHECKPOINTS).glob("checkpoint-*"), key=_updates_done)
