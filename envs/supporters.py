@@ -59,7 +59,8 @@ class GoodSupporter:
     """Stays with what the client says, in varied words; the yardstick of what a client can reach."""
 
     def __init__(self, language: Language, seed: int) -> None:
-        self._language, self._seed = language, seed
+        self._language: Language = language
+        self._seed = seed
         self._good = bank(language)["good"]
         self._used: set[str] = set()
 
@@ -81,7 +82,8 @@ class MixingSupporter:
     """All acts, good and bad, at random: what the bootstrap corpus is spoken by."""
 
     def __init__(self, language: Language, seed: int) -> None:
-        self._language, self._seed, self._bank = language, seed, bank(language)
+        self._language: Language = language
+        self._seed, self._bank = seed, bank(language)
 
     async def reply(self, messages: Sequence[Message]) -> Generation:
         """One or two sentences of random acts; a good one takes up what the client said, where it can."""

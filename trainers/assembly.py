@@ -125,14 +125,18 @@ def join_server(config: RunConfig) -> PolicyServer:
             time.sleep(1.0)
 
 
-def chat_templates(config: RunConfig, model_dir: Path, languages: Sequence[Language]) -> dict[Language, ChatTemplate]:
-    """The policy's checked chat template for each language, with the system prompt in it."""
+def chat_templates(
+    config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]
+) -> dict[Language, ChatTemplate]:
+    """The policy's checked chat template for each language of ``cards``, with the system prompt in it."""
     from trainers.chat_template import check_template, load_tokenizer, read_prompt
 
     tokenizer = load_tokenizer(model_dir, config.policy.chat_template)
     templates: dict[Language, ChatTemplate] = {}
-    for language in languages:
-        templates[language] = check_template(tokenizer, read_prompt(language, config.policy.system_prompt))
+    for card in cards:
+        if card.language not in templates:
+            prompt = read_prompt(card.language, config.policy.system_prompt)
+            templates[card.language] = check_template(tokenizer, prompt)
     return templates
 
 

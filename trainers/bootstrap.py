@@ -31,7 +31,7 @@ from trainers import corpus
 from trainers.corpus import generate_corpus, generate_exchanges
 from trainers.run_folder import client_code
 
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # their ids are 0, 1, 2
 # How the copying layer starts: spread of the embeddings, strength of what is copied, width of what is looked for.
 EMBEDDING_STD, COPY_STRENGTH, LOOK_STRENGTH = 0.05, 0.5, 3.0
 Progress = Callable[[str], None]
@@ -121,7 +121,7 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=settings.vocabulary,
-        special_tokens=[PAD, START, END],
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -184,9 +184,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: BootstrapSettings) -
         max_position_embeddings=settings.max_length,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        torch_dtype="float32",
+        eos_token_id=SPECIAL.index(END),
+        pad_token_id=SPECIAL.index(PAD),
+        dtype="float32",
     )
     torch.manual_seed(settings.seed)
     model = Qwen2ForCausalLM(config)
@@ -231,7 +231,7 @@ def train_model(
         itertools.islice(_batches(dialogues, settings.batch, chance), settings.steps),
     )
     for step, batch in enumerate(chosen, 1):
-        loss = _loss(model, *_padded(batch, int(tokenizer.pad_token_id)))
+        loss = _loss(model, *_padded(batch, SPECIAL.index(PAD)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -36,7 +36,7 @@ class Run(_Section):
     seed: int = Field(
         default=0,
         ge=0,
-        description="Seed of the adapter, the order of the cards and the training dialogues; held-out ones have theirs.",
+        description="Seed of the adapter, the order of the cards and the training dialogues, not of held-out ones.",
     )
 
     @property

@@ -83,8 +83,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         return _follow(plan, resume)
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
-        languages = sorted({card.language for card in (*plan.train_cards, *plan.held_out_cards)})
-        templates = assembly.chat_templates(config, model_dir, languages)
+        templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
         _record(plan, folder, model_dir, templates)
         progress.phase(f"starting the policy server ({config.engine.kind})")
         with closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server:
@@ -108,8 +107,7 @@ def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
     """What a rank but the first does: wait for the first one's server, and train."""
     config = plan.config
     model_dir = assembly.policy_dir(config)
-    languages = sorted({card.language for card in (*plan.train_cards, *plan.held_out_cards)})
-    templates = assembly.chat_templates(config, model_dir, languages)
+    templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
     with closing(assembly.join_server(config)) as server:
         _train(plan, config.run.folder, model_dir, server, templates, resume, Progress())
     return {}
@@ -229,8 +227,8 @@ def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -
 def load_back(config: RunConfig, release_dir: Path, run_dir: Path) -> ReleaseCheck:
     """Load a release into a fresh server, where it has to answer as the evaluated adapter did; else raises RunError."""
     model_dir = assembly.policy_dir(config)
-    languages = sorted({card.language for card in assembly.cards_of(config, config.evaluation.split)})
-    template = next(iter(assembly.chat_templates(config, model_dir, languages).values()))
+    cards = assembly.cards_of(config, config.evaluation.split)
+    template = next(iter(assembly.chat_templates(config, model_dir, cards).values()))
     with closing(assembly.start_server(config, model_dir, run_dir / "release_server.log")) as server:
         return asyncio.run(
             check_release(

@@ -64,6 +64,7 @@ class DialogueTrainer(GRPOTrainer):
         super().__init__(*args, reward_funcs=[_recorded_total], rollout_func=_roll_out, **kwargs)
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
+        assert self.model is not None
         self.model.register_forward_pre_hook(count_positions, with_kwargs=True)
         self.use_vllm = True
         self.vllm_mode = "server"

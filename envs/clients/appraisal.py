@@ -59,7 +59,7 @@ class AppraisalClient:
         change = self._emotion - before
         stop = self._stop(change, turns=len(self._heard) + 1)
         opens = verdict.valence >= self._rules.limits.heard
-        if stop in (Stop.SUCCESS, Stop.FAILURE, Stop.GOODBYE):
+        if stop and stop is not Stop.TURN_LIMIT:
             tone, (text, opened) = Tone.GUARDED, (self._speech.goodbye(stop), False)
         else:
             tone = self._tone(change, opens)

@@ -56,7 +56,8 @@ class Verdict:
 
 def phase_of(disclosed: int, rules: Appraisal) -> Phase:
     """The phase of the talk by the number of facts that the client has disclosed."""
-    return max((p for p in PHASES if disclosed >= rules.phase_facts[p]), key=PHASES.index)
+    reached: list[Phase] = [phase for phase in PHASES if disclosed >= rules.phase_facts[phase]]
+    return reached[-1]
 
 
 def appraise(percept: Percept, mood: Mood, card: PersonaCard, rules: Appraisal) -> Verdict:

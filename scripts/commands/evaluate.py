@@ -120,7 +120,7 @@ def run(job: Job) -> tuple[Evaluation, LanguageMeasures]:
     """Start the engine, play, measure, and leave everything in the job's folder."""
     config = job.config
     model_dir = assembly.policy_dir(config, progress=lambda line: stderr.print(line, markup=False))
-    templates = assembly.chat_templates(config, model_dir, sorted({card.language for card in job.cards}))
+    templates = assembly.chat_templates(config, model_dir, job.cards)
     stderr.print(f"starting the policy server ({config.engine.kind})", markup=False)
     with closing(assembly.start_server(config, model_dir, job.out / SERVER_LOG)) as server:
         adapter = server.publish(job.adapter) if job.adapter else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.affect import Affect, from_emotion, moved, step, susceptibility
@@ -59,6 +59,7 @@ def test_a_talk_starts_from_the_valence_of_its_emotion(emotion, valence):
     assert from_emotion(emotion) == (valence, 0, 0)
 
 
+@settings(deadline=None)
 @given(traits=TRAITS, inertia=UNIT, push=st.builds(Affect, PUSH, PUSH, PUSH), start=st.builds(Affect, PUSH, PUSH, PUSH))
 def test_valence_follows_the_push_and_affect_stays_in_range(traits, inertia, push, start):
     move = step(traits, inertia, push)
