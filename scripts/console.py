@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -41,8 +42,12 @@ def print_json(data: dict[str, Any]) -> None:
 
 
 def configure_logging(verbose: bool) -> None:
-    """Send logs to stderr: warnings, or everything of ours with ``verbose``."""
+    """Send logs to stderr: warnings, or everything of ours with ``verbose``. Libraries' bars are shown then, too."""
     handler = RichHandler(console=stderr, show_path=verbose, rich_tracebacks=False, markup=False)
+    if not verbose:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # What vLLM says on being imported is about the server, and stands in the server's log.
+        handler.addFilter(lambda record: not record.name.startswith("vllm"))
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
     )
