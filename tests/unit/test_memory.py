@@ -83,8 +83,9 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others() -> None:
 
 
 def test_zero_2_shares_out_gradients_and_optimizer_only() -> None:
-    plain = config(devices={"training": [0, 1]})
-    shared = config(devices={"training": [0, 1]}, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": "x.json"})
+    two = {"devices": {"training": [0, 1]}, "engine": {"port": 8123}}
+    plain = config(**two)
+    shared = config(**two, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": "x.json"})
     before, after = estimate_memory(plain, TINY)[0].parts, estimate_memory(shared, TINY)[0].parts
     assert {part: before[part] / after[part] for part in before if before[part] != after[part]} == {
         "gradients": 2,
