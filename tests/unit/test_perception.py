@@ -439,17 +439,17 @@ def test_perception_does_not_depend_on_the_hash_seed() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(), max_size=300), st.sampled_from(LANGUAGES))
 def test_no_text_raises(reply: str, language: Language) -> None:
-    PERCEIVER.perceive(
-        reply, Heard(language=language, client=("我妹妹住院了。My sister is ill.",), supporter=("ok", "嗯"))
-    )
+    heard = Heard(language=language, client=("我妹妹住院了。My sister is ill.",), supporter=("ok", "嗯"))
+    percept = PERCEIVER.perceive(reply, heard)
+    assert percept.acts and percept == PERCEIVER.perceive(reply, heard)
 
 
 @pytest.mark.parametrize(
     "reply", ["\ud800\udfff lone", "\x00\x01\x02", "a\x85b\u2028c", "\U0010ffff", "((((((", "\\", "%s{}", "'" * 50]
 )
 def test_strange_characters_do_not_raise(reply: str) -> None:
-    perceive(reply)
-    perceive(reply, SISTER_ZH)
+    assert perceive(reply).uptake == 0
+    assert perceive(reply, SISTER_ZH).uptake == 0
 
 
 @pytest.mark.parametrize(
