@@ -1,0 +1,1 @@
+"""Language models behind one door: the protocol, endpoints over HTTP, the circuit breaker and the response cache."""
