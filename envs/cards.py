@@ -3,6 +3,9 @@
 A card is one YAML file below ``configs/cards/<language>/``. It is frozen once loaded and hashed over its content, so
 that a receipt can name exactly the card that was played. The eight hidden needs and the three temperaments are those of
 SAGE (arXiv 2505.02847); the Big Five feed the affect model of ``envs/affect.py``.
+
+A card that was imported may tell its person in free text and lack what only the embedded client plays from, its script;
+``PersonaCard.script`` is the whole script, or says what is missing.
 """
 
 from __future__ import annotations
@@ -10,12 +13,12 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from envs.errors import InputError, describe_validation
+from envs.errors import FORMS, InputError, describe_validation
 from envs.hashing import content_hash
 
 CARDS_DIR = Path(__file__).resolve().parent.parent / "configs" / "cards"
@@ -137,8 +140,40 @@ class BigFive(_Part):
     neuroticism: Unit
 
 
+def _form(value: Any) -> str:
+    return FORMS[isinstance(value, str)]
+
+
+FreeText = Annotated[Text, Tag(FORMS[1])]
+Facts = Annotated[tuple[Fact, ...], Field(min_length=6)]
+Sensitivities = Annotated[tuple[Sensitivity, ...], Field(min_length=2)]
+StartEmotion = Annotated[int, Field(ge=0, le=100)]
+
+
+class Script(NamedTuple):
+    """What the embedded client plays a card from."""
+
+    opening: str
+    facts: tuple[Fact, ...]
+    soothes: tuple[Sensitivity, ...]
+    hurts: tuple[Sensitivity, ...]
+    voice: Voice
+    hidden_need: HiddenNeed
+    temperament: Temperament
+    big_five: BigFive
+    inertia: float
+    start_emotion: int
+
+
+EMBEDDED_ONLY = ("facts", "soothes", "hurts", "voice", "big_five", "inertia")  # no other client reads these
+
+
 class PersonaCard(_Part):
-    """A person to be played: frozen, hashed, with licence and source."""
+    """A person to be played: frozen, hashed, with licence and source.
+
+    ``need`` says the hidden need in the card's own words. ``notes`` hold what a source told besides, by its own field
+    names; no client plays them.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z]{2}-[a-z0-9-]+$")]
     language: Language
@@ -146,36 +181,53 @@ class PersonaCard(_Part):
     source: Text
     licence: Text
     risk: Literal["none", "acute"] = "none"
-    profile: Profile
-    situation: Situation
-    opening: Text
-    facts: Annotated[tuple[Fact, ...], Field(min_length=6)]
-    soothes: Annotated[tuple[Sensitivity, ...], Field(min_length=2)]
-    hurts: Annotated[tuple[Sensitivity, ...], Field(min_length=2)]
-    voice: Voice
-    hidden_need: HiddenNeed
-    temperament: Temperament
-    big_five: BigFive
-    inertia: Unit
-    start_emotion: Annotated[int, Field(ge=0, le=100)]
-    speech: Text
+    profile: Annotated[Annotated[Profile, Tag(FORMS[0])] | FreeText, Discriminator(_form)]
+    situation: Annotated[Annotated[Situation, Tag(FORMS[0])] | FreeText, Discriminator(_form)]
+    opening: Text | None = None
+    facts: Facts | None = None
+    soothes: Sensitivities | None = None
+    hurts: Sensitivities | None = None
+    voice: Voice | None = None
+    hidden_need: HiddenNeed | None = None
+    need: Text | None = None
+    temperament: Temperament | None = None
+    big_five: BigFive | None = None
+    inertia: Unit | None = None
+    start_emotion: StartEmotion | None = None
+    speech: Text | None = None
+    notes: dict[Text, Text] | None = None
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the whole content."""
-        return content_hash(self.model_dump(mode="json"))
+        """SHA-256 over the whole content; what a card leaves out doesn't count."""
+        return content_hash({key: value for key, value in self.model_dump(mode="json").items() if value is not None})
+
+    @property
+    def script(self) -> Script:
+        """The whole script. Raises InputError naming what the card lacks."""
+        parts = {name: getattr(self, name) for name in Script._fields}
+        if missing := [name for name, value in parts.items() if value is None]:
+            raise InputError(
+                f"card {self.id} has no {', '.join(missing)}, which the embedded client plays from; write them, or "
+                "play the card with a client that a language model plays (client.spec=attune-v1)"
+            )
+        return Script(**parts)
 
     @model_validator(mode="after")
     def _consistent(self) -> PersonaCard:
         if not self.id.startswith(self.language + "-"):
             raise ValueError(f"id {self.id!r} must start with the card's language, {self.language!r}")
+        script = {name: getattr(self, name) is not None for name in Script._fields}
+        if any(script[name] for name in EMBEDDED_ONLY) and (missing := [name for name in script if not script[name]]):
+            raise ValueError(f"{missing[0]}: is missing; add it: the embedded client plays from a whole script or none")
         order = ["surface", "middle", "deep"]
-        stages = [order.index(fact.stage) for fact in self.facts]
+        stages = [order.index(fact.stage) for fact in self.facts or ()]
         if stages != sorted(stages):
             raise ValueError("facts must come in the order surface, middle, deep")
-        if set(s.act for s in self.soothes) & set(s.act for s in self.hurts):
+        soothes, hurts = self.soothes or (), self.hurts or ()
+        if set(s.act for s in soothes) & set(s.act for s in hurts):
             raise ValueError("the same act can't both soothe and hurt")
-        if bad := [s.act for s in self.soothes if s.act in HARMS]:
+        if bad := [s.act for s in soothes if s.act in HARMS]:
             raise ValueError(f"{bad[0]} is a harmful act and can't stand under soothes")
         if self.risk == "acute" and self.split != "test":
             raise ValueError("a person in acute danger may only be a test card")

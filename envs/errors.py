@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+FORMS = ("structured", "free text")  # how a part may be given: pydantic names the form chosen, which is no key
+
 
 class InputError(Exception):
     """Something the user gave is wrong. The message says where and how to mend it; the commands exit with status 2."""
@@ -19,7 +21,7 @@ def describe_validation(error: ValidationError, where: str) -> str:
     """One line per problem: the file, the key, what is wrong."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        key = ".".join(str(part) for part in problem["loc"] if part not in FORMS) or "(whole file)"
         lines.append(f"{where}: {key}: {_plain(problem)}")
     return "\n".join(lines)
 

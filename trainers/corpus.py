@@ -52,7 +52,7 @@ def generate_exchanges(cards: Sequence[PersonaCard], count: int, seed: int) -> l
     """
     _refuse_held_out(cards)
     chance = random.Random(seed)
-    lines = [line for card in cards for line in (card.opening, *(fact.say for fact in card.facts))]
+    lines = [line for card in cards for line in (card.script.opening, *(fact.say for fact in card.script.facts))]
     supporter = MixingSupporter("en", seed)
     return asyncio.run(_exchanges(supporter, [_swapped(chance.choice(lines), chance) for _ in range(count)]))
 

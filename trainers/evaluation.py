@@ -43,6 +43,8 @@ class DialogueKey:
         return derived_seed("evaluation", self.card_id, self.seed)
 
 
+UNKNOWN = "unknown"  # the group of cards that don't say
+
 SupporterFactory = Callable[[DialogueKey], Supporter]
 
 
@@ -242,8 +244,8 @@ def _estimates(
 ) -> dict[str, Any]:
     """The fields that an Evaluation and a Comparison share. ``people`` (dialogues,) are the cards that were played."""
     cards, finals = [card.id for card in people], measured["mean_final_emotion"]
-    needs = [card.hidden_need.value for card in people]
-    temperaments = [card.temperament.value for card in people]
+    needs = [card.hidden_need or UNKNOWN for card in people]
+    temperaments = [card.temperament or UNKNOWN for card in people]
     return {name: estimate_mean(values, cards, resampling) for name, values in measured.items()} | {
         "by_need": estimate_by_group(finals, cards, needs, resampling),
         "by_temperament": estimate_by_group(finals, cards, temperaments, resampling),

@@ -23,10 +23,10 @@ class AppraisalClient:
 
     def __init__(self, card: PersonaCard, spec: ClientSpec, seed: int) -> None:
         self.card, self.spec, self.seed = card, spec, seed
-        self._rules = spec.appraisal
+        self._rules, self._script = spec.appraisal, card.script
         self._perceiver = get_perceiver(spec.perceiver)
         self._speech = Speech(card, self._rules, seed)
-        self._emotion = float(card.start_emotion)
+        self._emotion = float(self._script.start_emotion)
         self._affect = from_emotion(self._emotion)
         self._mood = Mood()
         self._said: list[str] = []
@@ -34,8 +34,8 @@ class AppraisalClient:
 
     async def open(self) -> ClientTurn:
         """The card's opening, at its start emotion."""
-        self._said.append(self.card.opening)
-        return ClientTurn(text=self.card.opening, emotion=self._emotion, written_change=0.0, change=0.0)
+        self._said.append(self._script.opening)
+        return ClientTurn(text=self._script.opening, emotion=self._emotion, written_change=0.0, change=0.0)
 
     async def reply(self, history: Sequence[Message]) -> ClientTurn:
         """Answer the last message of ``history``. Raises ValueError when the history is not this client's own."""
@@ -44,7 +44,7 @@ class AppraisalClient:
         reply = history[-1].text
         heard = Heard(language=self.card.language, client=tuple(self._said), supporter=tuple(self._heard))
         percept = self._perceiver.perceive(reply, heard)
-        verdict = appraise(percept, self._mood, self.card, self._rules)
+        verdict = appraise(percept, self._mood, self._script, self._rules)
         turn = self._feel_and_speak(percept, verdict)
         self._heard.append(reply)
         self._said.append(turn.text)
@@ -52,7 +52,7 @@ class AppraisalClient:
 
     def _feel_and_speak(self, percept: Percept, verdict: Verdict) -> ClientTurn:
         push = push_of(verdict, percept)
-        move = step(self.card.big_five, self.card.inertia, push)
+        move = step(self._script.big_five, self._script.inertia, push)
         self._affect = moved(self._affect, move)
         written = float(round(self._rules.gain * move.valence))
         before, self._emotion = self._emotion, self.spec.applied(self._emotion, written)
@@ -85,7 +85,7 @@ class AppraisalClient:
         if self._emotion < self.spec.failure_below:
             return Stop.FAILURE
         flat = self._mood.flat + 1 if change <= 0 else 0
-        if flat >= self._rules.temperaments[self.card.temperament].patience:
+        if flat >= self._rules.temperaments[self._script.temperament].patience:
             return Stop.GOODBYE
         return Stop.TURN_LIMIT if turns >= self.spec.max_turns else None
 

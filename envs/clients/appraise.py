@@ -1,6 +1,6 @@
 """Appraisal: what a perceived reply means to this client, now.
 
-Pure over (percept, mood, card, rules). Every push has a reason in words, so that a turn's record says why the feeling
+Pure over (percept, mood, script, rules). Every push has a reason in words, so that a turn's record says why the feeling
 moved; the sum is the push on valence that the affect model takes.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from envs.affect import Affect
-from envs.cards import HARMS, STRATEGIES, Act, PersonaCard
+from envs.cards import HARMS, STRATEGIES, Act, Script
 from envs.client_spec import PHASES, Appraisal, Phase
 from envs.perception.percept import Move, Percept
 
@@ -60,17 +60,17 @@ def phase_of(disclosed: int, rules: Appraisal) -> Phase:
     return reached[-1]
 
 
-def appraise(percept: Percept, mood: Mood, card: PersonaCard, rules: Appraisal) -> Verdict:
+def appraise(percept: Percept, mood: Mood, script: Script, rules: Appraisal) -> Verdict:
     """Weigh a reply. Warmth is worked out first, then what spoils it, then the harms."""
     verdict = Verdict(phase=phase_of(mood.disclosed, rules))
     grounded = percept.uptake >= rules.limits.heard
     spoilt = _manner(percept, mood, rules, verdict)
-    _harms(percept, card, rules, verdict)
+    _harms(percept, script, rules, verdict)
     kept = _generic(percept, mood, grounded, spoilt, rules, verdict)
     kept *= spoilt * (rules.suspicion if mood.suspicious else 1.0)
-    kept *= rules.temperaments[card.temperament].warmth
+    kept *= rules.temperaments[script.temperament].warmth
     harmed = any(act in HARMS for act in percept.acts)
-    _strategies(percept, mood, card, rules, 0.0 if harmed else kept, verdict)
+    _strategies(percept, mood, script, rules, 0.0 if harmed else kept, verdict)
     return verdict
 
 
@@ -144,21 +144,19 @@ def _generic(percept: Percept, mood: Mood, grounded: bool, spoilt: float, rules:
     return rules.generic.warmth[steps]
 
 
-def _harms(percept: Percept, card: PersonaCard, rules: Appraisal, verdict: Verdict) -> None:
-    factor = rules.temperaments[card.temperament].harm
+def _harms(percept: Percept, script: Script, rules: Appraisal, verdict: Verdict) -> None:
+    factor = rules.temperaments[script.temperament].harm
     found = sorted((act for act in percept.acts if act in HARMS), key=lambda act: rules.harms[act])
     for position, act in enumerate(found):
         push = rules.harms[act] * factor * (1.0 if position == 0 else rules.further_harm)
         verdict.add(f"was {act.value.replace('_', ' ')}", push, act.value)
-    for sensitivity in card.hurts:
+    for sensitivity in script.hurts:
         if sensitivity.act in percept.acts:
             cause = sensitivity.act.value if sensitivity.act in HARMS else None
             verdict.add(f"{sensitivity.act.value.replace('_', ' ')} hurts: {sensitivity.because}", rules.hurts, cause)
 
 
-def _strategies(
-    percept: Percept, mood: Mood, card: PersonaCard, rules: Appraisal, kept: float, verdict: Verdict
-) -> None:
+def _strategies(percept: Percept, mood: Mood, script: Script, rules: Appraisal, kept: float, verdict: Verdict) -> None:
     pushes = {a: _strategy_push(a, percept, rules, verdict.phase) for a in percept.acts if a in GOOD_STRATEGIES}
     for act, push in pushes.items():
         if push < 0:
@@ -172,7 +170,7 @@ def _strategies(
         verdict.add(act.value.replace("_", " "), pushes[act] * share)
     if good[0] is mood.last_act:
         verdict.add("the same kind of reply as last time", rules.manner.same_act_again * kept)
-    _particular(percept, card, rules, kept, verdict)
+    _particular(percept, script, rules, kept, verdict)
 
 
 def _strategy_push(act: Act, percept: Percept, rules: Appraisal, phase: Phase) -> float:
@@ -184,14 +182,14 @@ def _strategy_push(act: Act, percept: Percept, rules: Appraisal, phase: Phase) -
     return push
 
 
-def _particular(percept: Percept, card: PersonaCard, rules: Appraisal, kept: float, verdict: Verdict) -> None:
+def _particular(percept: Percept, script: Script, rules: Appraisal, kept: float, verdict: Verdict) -> None:
     """What lands better with this person than with others: their hidden need and what soothes them."""
-    need = rules.needs[card.hidden_need]
+    need = rules.needs[script.hidden_need]
     heard = {*percept.acts, *percept.moves}
     if PHASES.index(verdict.phase) >= PHASES.index(need.since) and heard & set(need.signals):
         verdict.met_need = kept > 0.5
         verdict.add("what I had been hoping for, without saying it", need.push * kept)
-    for sensitivity in card.soothes:
+    for sensitivity in script.soothes:
         if sensitivity.act in percept.acts:
             act = sensitivity.act.value.replace("_", " ")
             verdict.add(f"{act} soothes: {sensitivity.because}", rules.soothes * kept)

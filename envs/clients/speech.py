@@ -46,10 +46,11 @@ class Speech:
     """The mouth of one client in one dialogue."""
 
     def __init__(self, card: PersonaCard, rules: Appraisal, seed: int) -> None:
-        self._card = card
-        self._facts = iter(card.facts)
+        script = card.script
+        self._voice_of = script.voice
+        self._facts = iter(script.facts)
         self._joint = " " if card.language == "en" else ""
-        voices = {Tone.WARMING: card.voice.warming, Tone.GUARDED: card.voice.guarded, Tone.HURT: card.voice.hurt}
+        voices = {Tone.WARMING: script.voice.warming, Tone.GUARDED: script.voice.guarded, Tone.HURT: script.voice.hurt}
         self._voice = {tone: Lines(lines, derived_seed(seed, tone)) for tone, lines in voices.items()}
         self._reactions = {
             cause: Lines(lines, derived_seed(seed, cause)) for cause, lines in rules.reactions[card.language].items()
@@ -70,4 +71,4 @@ class Speech:
 
     def goodbye(self, stop: Stop) -> str:
         """The last message of a talk that the client ends."""
-        return self._card.voice.relieved if stop is Stop.SUCCESS else self._card.voice.leaving
+        return self._voice_of.relieved if stop is Stop.SUCCESS else self._voice_of.leaving

@@ -1,7 +1,7 @@
 """The only door to a language model: what is asked, what comes back, and a scripted model for tests.
 
-Clients, judges and card writers hold a ``ModelClient`` and know nothing of servers, keys or retries. One view serves one
-dialogue, so that its deadline and its usage are that dialogue's own.
+Clients, judges and card writers hold a ``ModelClient`` and know nothing of servers, keys or retries. One view serves
+one dialogue, so that its deadline and its usage are that dialogue's own.
 """
 
 from __future__ import annotations

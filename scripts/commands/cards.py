@@ -20,6 +20,7 @@ app = command_app("attune cards stats", no_args_is_help=True)
 
 Paths = Annotated[list[Path] | None, typer.Argument(help="Card files or folders.", show_default="configs/cards")]
 SPLITS = ("train", "dev", "test")
+UNKNOWN = "unknown"
 
 
 @app.callback()
@@ -70,17 +71,17 @@ def _find(card: str, paths: list[Path]) -> PersonaCard:
     return known[card]
 
 
-def _decade(card: PersonaCard) -> str:
-    return f"{card.profile.age // 10 * 10}-{card.profile.age // 10 * 10 + 9}"
+def _decade(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number // 10 * 10}-{number // 10 * 10 + 9}"
 
 
 GROUPINGS: dict[str, Callable[[PersonaCard], str]] = {
     "language": lambda card: card.language,
-    "hidden need": lambda card: card.hidden_need.value,
-    "temperament": lambda card: card.temperament.value,
-    "age": _decade,
+    "hidden need": lambda card: card.hidden_need or UNKNOWN,
+    "temperament": lambda card: card.temperament or UNKNOWN,
+    "age": lambda card: _decade(None if isinstance(card.profile, str) else card.profile.age),
     "risk": lambda card: card.risk,
-    "start emotion": lambda card: f"{card.start_emotion // 10 * 10}-{card.start_emotion // 10 * 10 + 9}",
+    "start emotion": lambda card: _decade(card.start_emotion),
 }
 
 

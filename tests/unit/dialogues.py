@@ -49,7 +49,7 @@ def trajectory(
         spec="appraisal-v1",
         spec_hash="0" * 64,
         seed=DialogueKey(who.id, who.language, seed).dialogue_seed,
-        opening=ClientTurn(text=who.opening, emotion=40, written_change=0, change=0),
+        opening=ClientTurn(text=who.script.opening, emotion=40, written_change=0, change=0),
         turns=tuple(turns),
         stop=stop,
         error="RunError: the server is gone" if stop is Stop.ERROR else None,

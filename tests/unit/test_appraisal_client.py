@@ -96,7 +96,7 @@ def plan(who: PersonaCard, supporter: Supporter, seed: int) -> DialoguePlan:
 
 def test_a_talk_opens_with_the_cards_opening_at_its_start_emotion():
     (opening,) = told(person())
-    assert (opening.text, opening.emotion) == (person().opening, 40)
+    assert (opening.text, opening.emotion) == (person().script.opening, 40)
     assert (opening.written_change, opening.change, opening.stop) == (0, 0, None)
 
 
@@ -141,7 +141,7 @@ def test_the_phase_of_a_turn_is_that_before_its_own_disclosure():
 def test_facts_come_out_in_the_cards_order_one_for_each_reply_that_was_heard():
     who = person()
     turns = told(who, REFLECTION, RESTATEMENT, SMALL_TALK, REFLECTION)[1:]
-    facts = [fact.say for fact in who.facts]
+    facts = [fact.say for fact in who.script.facts]
     disclosed = [[fact for fact in facts if fact in turn.text] for turn in turns]
     assert disclosed == [facts[:1], facts[1:2], [], facts[2:3]]
 
@@ -150,7 +150,7 @@ def test_facts_come_out_in_the_cards_order_one_for_each_reply_that_was_heard():
 def test_nothing_is_disclosed_to_a_reply_that_did_not_reach_the_client(reply):
     who = person()
     said = told(who, reply)[1]
-    assert not [fact for fact in who.facts if fact.say in said.text]
+    assert not [fact for fact in who.script.facts if fact.say in said.text]
     assert said.appraisal["disclosed"] == 0
 
 
@@ -159,7 +159,7 @@ def test_to_a_good_supporter_in_its_language_the_facts_come_out_in_order(path):
     who = load_card(path)
     (trajectory,) = played([who], GoodSupporter, seed=1)
     text = "\n".join(message.text for message in trajectory.messages if message.speaker == "client")
-    places = [text.find(fact.say) for fact in who.facts]
+    places = [text.find(fact.say) for fact in who.script.facts]
     count = sum(place >= 0 for place in places)
     assert count >= 4 and places[:count] == sorted(places[:count]) and set(places[count:]) <= {-1}
 
@@ -170,8 +170,8 @@ def test_to_a_supporter_who_repeats_a_poster_nothing_is_told(path):
     replies = ["Stay positive."] if who.language == "en" else ["加油。"]
     (trajectory,) = asyncio.run(run_dialogues([plan(who, FixedReplies(replies), 1)], 1))
     text = "\n".join(message.text for message in trajectory.messages if message.speaker == "client")
-    assert not [fact for fact in who.facts if fact.say in text]
-    assert trajectory.final_emotion is not None and trajectory.final_emotion < who.start_emotion
+    assert not [fact for fact in who.script.facts if fact.say in text]
+    assert trajectory.final_emotion is not None and trajectory.final_emotion < who.script.start_emotion
 
 
 @pytest.mark.parametrize(
@@ -187,15 +187,15 @@ def test_a_reply_that_went_wrong_is_answered_first_in_the_clients_language(path,
 
 def test_english_parts_are_joined_by_a_space_and_chinese_ones_by_nothing():
     english, chinese = person(), load_card(BASKET)
-    assert f" {english.facts[0].say}" in told(english, REFLECTION)[1].text
+    assert f" {english.script.facts[0].say}" in told(english, REFLECTION)[1].text
     said = told(chinese, RESTATEMENT)[1].text
-    assert chinese.facts[0].say in said and not re.search(r"\s", said)
+    assert chinese.script.facts[0].say in said and not re.search(r"\s", said)
 
 
 def test_no_voice_line_is_said_twice_while_another_is_left():
     who = person(temperament="passive")
     texts = [turn.text for turn in told(who, SMALL_TALK, SMALL_TALK, SMALL_TALK)[1:]]
-    assert sorted(texts) == sorted(who.voice.guarded)
+    assert sorted(texts) == sorted(who.script.voice.guarded)
 
 
 # When it leaves
@@ -206,7 +206,7 @@ def test_a_client_says_goodbye_when_its_patience_is_spent(temperament, patience)
     who = person(temperament=temperament)
     turns = told(who, *[SMALL_TALK] * 8)[1:]
     assert [turn.stop for turn in turns] == [None] * (patience - 1) + [Stop.GOODBYE]
-    assert turns[-1].text == who.voice.leaving
+    assert turns[-1].text == who.script.voice.leaving
 
 
 def test_one_warm_reply_renews_the_patience():
@@ -218,7 +218,7 @@ def test_a_talk_fails_when_the_emotion_falls_below_ten():
     who = person(start_emotion=19)
     turns = told(who, BLAMING, REFLECTION)[1:]
     assert [(turn.emotion, turn.stop) for turn in turns] == [(9, Stop.FAILURE)]
-    assert turns[-1].text == who.voice.leaving
+    assert turns[-1].text == who.script.voice.leaving
 
 
 def test_an_emotion_of_just_ten_is_no_failure():
@@ -229,7 +229,7 @@ def test_a_talk_succeeds_when_the_emotion_reaches_a_hundred():
     who = person(start_emotion=92)
     turns = told(who, REFLECTION, BLAMING)[1:]
     assert [(turn.emotion, turn.stop) for turn in turns] == [(100, Stop.SUCCESS)]
-    assert turns[-1].text == who.voice.relieved
+    assert turns[-1].text == who.script.voice.relieved
 
 
 def test_the_last_turn_of_the_spec_says_that_it_is_the_last():
@@ -277,7 +277,7 @@ def test_a_client_that_has_not_opened_refuses_to_answer():
     with pytest.raises(ValueError, match="not spoken with this client"):
         asyncio.run(
             AppraisalClient(person(), TOLD, 0).reply(
-                [Message(speaker="client", text=person().opening), Message(speaker="supporter", text="{}")]
+                [Message(speaker="client", text=person().script.opening), Message(speaker="supporter", text="{}")]
             )
         )
 
@@ -286,8 +286,8 @@ def test_a_client_that_has_not_opened_refuses_to_answer():
 
 
 def lines_of(who: PersonaCard) -> list[str]:
-    voice = who.voice
-    own = [who.opening, *(fact.say for fact in who.facts), *voice.warming, *voice.guarded, *voice.hurt]
+    voice = who.script.voice
+    own = [who.script.opening, *(fact.say for fact in who.script.facts), *voice.warming, *voice.guarded, *voice.hurt]
     reactions = [line for lines in SPEC.appraisal.reactions[who.language].values() for line in lines]
     return [*own, voice.leaving, voice.relieved, *reactions]
 
@@ -307,8 +307,13 @@ def test_every_word_it_says_stands_among_the_lines_of_its_card_and_the_specs_rea
 def test_neither_its_need_nor_what_works_with_it_nor_the_reasons_of_its_feeling_are_ever_said(kind):
     for trajectory in played(PLAYED, kind, seed=4):
         who = next(one for one in PLAYED if one.id == trajectory.card_id)
-        kept = {who.hidden_need.value, who.hidden_need.value.replace("_", " "), who.temperament.value, who.speech}
-        kept |= {sensitivity.because for sensitivity in (*who.soothes, *who.hurts)}
+        kept = {
+            who.script.hidden_need.value,
+            who.script.hidden_need.value.replace("_", " "),
+            who.script.temperament.value,
+            who.speech,
+        }
+        kept |= {sensitivity.because for sensitivity in (*who.script.soothes, *who.script.hurts)}
         for turn in trajectory.turns:
             reasons = {why["reason"] for why in turn.client.appraisal["why"] if " " in why["reason"]}
             assert not [words for words in kept | reasons if words.lower() in turn.client.text.lower()]

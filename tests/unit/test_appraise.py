@@ -34,7 +34,7 @@ def percept(*acts: str, moves: tuple[str, ...] = (), **changes: Any) -> Percept:
 
 
 def judged(heard: Percept, mood: Mood = EXPLORE, who: PersonaCard = PERSON) -> Verdict:
-    return appraise(heard, mood, who, RULES)
+    return appraise(heard, mood, who.script, RULES)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from envs.card_set import assign_splits, find_leaks, jaccard, load_cards, persona_text
 from envs.cards import CARDS_DIR, HiddenNeed, PersonaCard, Temperament, load_card
-from envs.errors import InputError
+from envs.errors import InputError, describe_validation
 
 MODEL = CARDS_DIR / "en" / "bus-depot-letter.yaml"
 CARDS = load_cards()
@@ -153,8 +154,8 @@ def test_two_thirds_train_one_sixth_is_dev_and_one_sixth_is_test_in_each_languag
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_every_need_and_every_temperament_is_met_in_each_split(split):
     own = [card for card in CARDS if card.split == split]
-    assert {card.hidden_need for card in own} == set(HiddenNeed)
-    assert {card.temperament for card in own} == set(Temperament)
+    assert {card.script.hidden_need for card in own} == set(HiddenNeed)
+    assert {card.script.temperament for card in own} == set(Temperament)
 
 
 def test_the_stored_splits_are_those_that_the_persona_texts_give():
@@ -175,15 +176,17 @@ def test_moving_a_card_to_another_file_changes_nothing_of_it(tmp_path):
 def test_people_in_acute_danger_are_test_cards_wherever_their_text_would_put_them():
     assert {card.split for card in CARDS if card.risk == "acute"} == {"test"}
     # More of them than the test split has places for this need.
-    endangered = [like(card, card.id, risk="acute", split="test") for card in CARDS if card.hidden_need == "listening"]
-    splits = assign_splits([*endangered, *(card for card in CARDS if card.hidden_need != "listening")])
+    endangered = [
+        like(card, card.id, risk="acute", split="test") for card in CARDS if card.script.hidden_need == "listening"
+    ]
+    splits = assign_splits([*endangered, *(card for card in CARDS if card.script.hidden_need != "listening")])
     assert {splits[card.id] for card in endangered} == {"test"}
 
 
 def test_the_same_person_told_twice_stays_in_one_split_even_with_another_need():
     needs = list(HiddenNeed)
     told_again = [
-        like(card, f"{card.id}-2", hidden_need=needs[(needs.index(card.hidden_need) + 3) % 8]) for card in CARDS
+        like(card, f"{card.id}-2", hidden_need=needs[(needs.index(card.script.hidden_need) + 3) % 8]) for card in CARDS
     ]
     splits = assign_splits([*CARDS, *told_again])
     assert [splits[card.id] for card in CARDS] == [splits[card.id] for card in told_again]
@@ -197,7 +200,7 @@ def test_the_shipped_set_has_no_leak():
 
 def test_the_same_person_in_two_splits_is_a_leak_whatever_layout_and_capitals():
     card = load_card(MODEL)
-    profile = card.profile.model_dump() | {"name": "DESMOND  Achterberg."}
+    profile = raw()["profile"] | {"name": "DESMOND  Achterberg."}
     twin = like(card, "en-twin", split="dev", profile=profile, opening="Hello.", facts=other_facts())
     assert [(leak.first.id, leak.second.id, leak.likeness) for leak in find_leaks([card, twin])] == [
         ("en-bus-depot-letter", "en-twin", 1.0)
@@ -210,7 +213,7 @@ def other_facts() -> list[dict[str, str]]:
 
 def test_a_person_who_was_only_renamed_is_a_near_duplicate():
     card = load_card(MODEL)
-    profile = card.profile.model_dump() | {"name": "Gerrit Vos", "age": 57}
+    profile = raw()["profile"] | {"name": "Gerrit Vos", "age": 57}
     (leak,) = find_leaks([card, like(card, "en-gerrit", split="test", profile=profile)])
     assert 0.8 < leak.likeness < 1
 
@@ -231,18 +234,56 @@ NEED_NAMES_ZH = ("辩证分析", "真实建议", "他人动机", "自我反思",
 
 def test_no_line_that_a_client_can_say_names_its_hidden_need_or_describes_what_works_with_it():
     for card in CARDS:
-        voice = card.voice
-        facts = [fact.say for fact in card.facts]
-        said = [card.opening, *facts, *voice.warming, *voice.guarded, *voice.hurt, voice.leaving, voice.relieved]
+        voice = card.script.voice
+        facts = [fact.say for fact in card.script.facts]
+        said = [card.script.opening, *facts, *voice.warming, *voice.guarded, *voice.hurt, voice.leaving, voice.relieved]
         text = "\n".join(said).casefold()
-        need = card.hidden_need.value
+        need = card.script.hidden_need.value
         # "Listening" is an everyday word as well; what would give that need away is asking for it.
         asked = ["listen to me", "want to be heard"] if need == "listening" else [need, need.replace("_", " ")]
         named = [*asked, "hidden need", *NEED_NAMES_ZH]
-        described = [card.speech, *(s.because for s in (*card.soothes, *card.hurts))]
+        described = [card.speech, *(s.because for s in (*card.script.soothes, *card.script.hurts))]
         assert not [words for words in (*named, *described) if words.casefold() in text], card.id
 
 
 def test_every_card_names_its_licence_and_its_source():
     assert {card.licence for card in CARDS} == {"Apache-2.0"}
     assert all(card.source.strip() for card in CARDS)
+
+
+IMPORTED = {
+    "id": "en-imported",
+    "language": "en",
+    "split": "train",
+    "source": "a test",
+    "licence": "CC0-1.0",
+    "profile": "Mara, 44, drives a tram and sings in a choir.",
+    "situation": "Her brother has stopped answering her letters.",
+}
+
+
+def test_a_card_in_free_text_is_played_by_no_script_and_says_what_it_lacks():
+    card = PersonaCard.model_validate(IMPORTED)
+    assert card.hidden_need is None and card.profile.startswith("Mara")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match=r"en-imported has no opening, facts, .*start_emotion"):
+        card.script  # noqa: B018
+
+
+def test_what_a_card_leaves_out_does_not_count_for_its_hash_and_what_it_adds_does():
+    card = PersonaCard.model_validate(IMPORTED)
+    assert card.hash == PersonaCard.model_validate(IMPORTED | {"need": None}).hash
+    assert card.hash != PersonaCard.model_validate(IMPORTED | {"need": "To be asked."}).hash
+
+
+def test_an_error_in_a_structured_profile_names_the_key_and_not_the_form():
+    profile = raw()["profile"] | {"age": "old"}
+    with pytest.raises(ValidationError) as caught:
+        PersonaCard.model_validate(IMPORTED | {"profile": profile})
+    assert describe_validation(caught.value, "card.yaml").startswith("card.yaml: profile.age: ")
+
+
+def test_people_in_free_text_are_split_by_it_too():
+    cards = [PersonaCard.model_validate(IMPORTED | {"id": f"en-{n}", "profile": f"Person {n % 6}"}) for n in range(12)]
+    splits = assign_splits(cards)
+    assert all(splits[f"en-{n}"] == splits[f"en-{n + 6}"] for n in range(6))
+    assert set(splits.values()) == {"train", "dev", "test"}

@@ -74,7 +74,7 @@ def masked(text: str) -> str:
 
 
 def test_only_everyday_nouns_are_swapped_and_only_for_everyday_nouns():
-    lines = [line for one in TRAINED for line in (one.opening, *(fact.say for fact in one.facts))]
+    lines = [line for one in TRAINED for line in (one.script.opening, *(fact.say for fact in one.script.facts))]
     frames = {masked(line) for line in lines}
     said = [talk[0].text for talk in generate_exchanges(TRAINED, 200, 7)]
     assert {masked(text) for text in said} == frames

@@ -292,7 +292,12 @@ def test_hardly_any_line_of_the_cards_is_taken_for_gibberish(language: Language)
         line
         for path in sorted((CARDS_DIR / language).glob("*.yaml"))
         for card in [load_card(path)]
-        for line in (card.opening, *(fact.say for fact in card.facts), card.voice.leaving, card.voice.relieved)
+        for line in (
+            card.script.opening,
+            *(fact.say for fact in card.script.facts),
+            card.script.voice.leaving,
+            card.script.voice.relieved,
+        )
     ]
     heard = Heard(language=language, client=("…",))
     flagged = [line for line in lines if PERCEIVER.perceive(line, heard).gibberish >= 0.15]
