@@ -1,6 +1,7 @@
 """Does it still speak? What a supporter's replies look like as language, beside what they score.
 
-All but the perplexity is read from the record: what the client perceived in each reply stands in its appraisal.
+All but the perplexity follows from the record. What the embedded client perceived in each reply stands in its appraisal;
+for other clients the spec's perceiver reads the replies again, which is the same reading.
 Intervals are cluster bootstraps over cards, as in ``trainers.statistics``.
 """
 
@@ -13,7 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from envs.cards import Act
+from envs.cards import Act, Language
+from envs.client_spec import ClientSpec
+from envs.perception import get_perceiver
+from envs.perception.percept import Heard
 from envs.trajectory import Record, Trajectory
 from trainers.samples import build_sample
 from trainers.statistics import DIGITS, Estimate, Resampling, estimate_ratio
@@ -21,12 +25,15 @@ from trainers.statistics import DIGITS, Estimate, Resampling, estimate_ratio
 LANGUAGE = "language.json"  # in the folder of an evaluation
 # Distinct-2 falls as a text grows; over windows of one size, sets of replies of any size compare.
 WINDOW = 500  # bigrams
+GARBLED = (
+    0.2  # perceived gibberish from which a reply counts as garbled, where the spec doesn't say (appraisal-v1 does)
+)
 
 
 class LanguageMeasures(Record):
     """Measures over a set of replies; shares in [0, 1]. ``n`` counts what is divided by: replies, sentences or tokens.
 
-    ``garbled``: replies that the client found garbled. ``repeated``: sentences that the supporter had said before in
+    ``garbled``: replies that were perceived as garbled. ``repeated``: sentences that the supporter had said before in
     the same dialogue. ``distinct_2``: distinct bigrams among ``WINDOW``, mean over the windows; None with fewer bigrams
     than that. ``words``: mean per reply. ``acts``: share of replies with each act. ``perplexity``: per sampled token,
     under the model before tuning; None when it was not measured or nothing was sampled.
@@ -41,16 +48,12 @@ class LanguageMeasures(Record):
     perplexity: Estimate | None = None
 
 
-def measure_language(
-    trajectories: Sequence[Trajectory], garbled_limit: float, resampling: Resampling
-) -> LanguageMeasures:
-    """Measure what was said. ``garbled_limit``: perceived gibberish from which a reply counts as garbled (the spec's).
-
-    Replies of failed dialogues count as well. A reply whose turn records no percept raises KeyError.
-    """
+def measure_language(trajectories: Sequence[Trajectory], spec: ClientSpec, resampling: Resampling) -> LanguageMeasures:
+    """Measure what was said to clients of ``spec``. Replies of failed dialogues count as well."""
+    garbled_limit = spec.appraisal.limits.garbled if spec.appraisal else GARBLED
     ordered = sorted(trajectories, key=lambda trajectory: trajectory.dialogue_id)
     cards = [trajectory.card_id for trajectory in ordered]
-    percepts = [[turn.client.appraisal["perceived"] for turn in trajectory.turns] for trajectory in ordered]
+    percepts = [perceived(trajectory, spec.perceiver) for trajectory in ordered]
     counts = [float(len(noticed)) for noticed in percepts]
 
     def per_reply(value: Callable[[dict[str, Any]], float]) -> Estimate:
@@ -67,6 +70,21 @@ def measure_language(
         words=per_reply(lambda percept: percept["words"]),
         acts={act: per_reply(lambda percept, act=act: act.value in percept["acts"]) for act in Act},
     )
+
+
+def perceived(trajectory: Trajectory, perceiver: str) -> list[dict[str, Any]]:
+    """What was noticed in each reply of a dialogue, (turns,): as recorded, or read again by ``perceiver``."""
+    if all("perceived" in turn.client.appraisal for turn in trajectory.turns):
+        return [turn.client.appraisal["perceived"] for turn in trajectory.turns]
+    language: Language = "zh" if trajectory.card_id.startswith("zh-") else "en"  # a card's id begins with it
+    reader, percepts = get_perceiver(perceiver), []
+    said = [message.text for message in trajectory.messages]
+    for number, turn in enumerate(trajectory.turns):
+        heard = Heard(
+            language=language, client=tuple(said[: 2 * number + 1 : 2]), supporter=tuple(said[1 : 2 * number : 2])
+        )
+        percepts.append(reader.perceive(turn.supporter.text, heard).model_dump(mode="json"))
+    return percepts
 
 
 def repeated_sentences(replies: Sequence[str]) -> tuple[int, int]:

@@ -210,7 +210,7 @@ def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -
     device = "cuda" if config.devices.training else "cpu"
     played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
     for name, trajectories in played.items():
-        measures = measure_language(trajectories, plan.spec.appraisal.limits.garbled, resampling)
+        measures = measure_language(trajectories, plan.spec, resampling)
         strange = perplexity(trajectories, model_dir, end_of_turn, resampling, device)
         measures = measures.model_copy(update={"perplexity": strange})
         write_json(folder.evaluation(name) / LANGUAGE, measures.model_dump(mode="json"))

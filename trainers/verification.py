@@ -235,9 +235,9 @@ class _Run:
         if (settings.success_at, settings.failure_below) != (spec.success_at, spec.failure_below):
             line = self._line(name, ("settings", "success_at"))
             raise Problem(name, line, f"success_at and failure_below are not those of {spec.name}")
-        language, garbled = f"{folder}/{LANGUAGE}", spec.appraisal.limits.garbled
+        language = f"{folder}/{LANGUAGE}"
         if (self.folder / language).exists():
-            measures = _computed(language, lambda: measure_language(trajectories, garbled, settings.resampling))
+            measures = _computed(language, lambda: measure_language(trajectories, spec, settings.resampling))
             self._same_file(language, measures, needs_model=("perplexity",))
         return evaluation
 

@@ -39,10 +39,13 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "M
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """How to start a server. ``max_loras`` must be at least the adapters in use plus one spare, and one more on CPU."""
+    """How to start a server. ``max_loras`` must be at least the adapters in use plus one spare, and one more on CPU;
+    0: a server without adapters, such as that of a client's model. ``chat_template``: a Jinja file for chat requests."""
 
     model_dir: Path
     log_file: Path
+    served_name: str = BASE_NAME
+    chat_template: Path | None = None
     port: int | None = None  # None: a free one is picked
     device: str = "cpu"
     dtype: str = "float32"
@@ -63,20 +66,23 @@ class VllmSettings:
         """The command line of the server."""
         options: dict[str, Any] = {
             "--model": self.model_dir,
-            "--served-model-name": BASE_NAME,
+            "--served-model-name": self.served_name,
             "--host": HOST,
             "--port": port,
             "--dtype": self.dtype,
             "--max-model-len": self.max_model_len,
-            "--max-loras": self.max_loras,
-            "--max-lora-rank": self.max_lora_rank,
             "--logprobs-mode": "processed_logprobs",
             "--generation-config": "vllm",
         }
         if self.device == "cuda":
             options["--tensor-parallel-size"] = self.tensor_parallel
             options["--gpu-memory-utilization"] = self.gpu_memory_utilization
-        flags = ["--enable-lora", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
+        flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+        if self.max_loras:
+            flags.append("--enable-lora")
+            options |= {"--max-loras": self.max_loras, "--max-lora-rank": self.max_lora_rank}
+        if self.chat_template:
+            options["--chat-template"] = self.chat_template
         flags += ["--enforce-eager"] if self.enforce_eager else []
         if self.device == "cpu":
             # A seeded request whose prompt is taken in parts kills the engine: a CPU generator can't be wound back.
@@ -115,6 +121,7 @@ class VllmServer:
     process: subprocess.Popen[bytes] | None = None
     cpu_slots: int | None = None
     request_timeout: float = 600.0  # seconds
+    name: str = BASE_NAME  # of the base model
     published: list[str] = field(default_factory=list)  # every name so far, retired ones too
     _busy: Counter[str] = field(default_factory=Counter)
     _client: httpx.AsyncClient | None = None
@@ -139,7 +146,8 @@ class VllmServer:
                 start_new_session=True,
             )
         slots = settings.max_loras if settings.device == "cpu" else None
-        server = cls((f"http://{HOST}:{port}",), settings.log_file, process, slots, settings.request_timeout)
+        url, wait = f"http://{HOST}:{port}", settings.request_timeout
+        server = cls((url,), settings.log_file, process, slots, wait, name=settings.served_name)
         atexit.register(server.close)
         try:
             server._wait_until_healthy(settings.start_timeout)
@@ -184,7 +192,7 @@ class VllmServer:
                 "the base model with an adapter's weights; raise engine.max_loras, or give the base its own server"
             )
         request = {
-            "model": adapter or BASE_NAME,
+            "model": adapter or self.name,
             "prompt": list(prompt_ids),
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -285,7 +293,7 @@ class VllmServer:
         )
 
     def _first_request(self) -> None:
-        request = {"model": BASE_NAME, "prompt": [0, 0], "max_tokens": 2, "temperature": 1.0}
+        request = {"model": self.name, "prompt": [0, 0], "max_tokens": 2, "temperature": 1.0}
         response = httpx.post(f"{self.urls[0]}/v1/completions", json=request, timeout=self.request_timeout)
         if response.is_error:
             raise RunError(

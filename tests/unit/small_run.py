@@ -127,9 +127,7 @@ def _evaluate(
             return Voiced(kind(key.language, key.dialogue_seed), side)
 
         evaluations.append(asyncio.run(evaluate(factory, cards, spec, settings, run.evaluation(side))))
-        measures = measure_language(
-            read_trajectories(run.evaluation(side)), spec.appraisal.limits.garbled, settings.resampling
-        )
+        measures = measure_language(read_trajectories(run.evaluation(side)), spec, settings.resampling)
         write_json(run.evaluation(side) / LANGUAGE, measures.model_dump(mode="json"))
     before, after = (read_trajectories(run.evaluation(side)) for side in supporters)
     comparison = compare(before, after, cards, settings)

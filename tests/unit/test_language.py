@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
 import pytest
 
-from envs.cards import Act
+from envs.cards import Act, load_card
+from envs.client_spec import load_spec
+from envs.clients import make_client
+from envs.dialogue import DialoguePlan, run_dialogue
+from envs.supporters import MixingSupporter
 from envs.trajectory import Generation
-from tests.unit.dialogues import card, percept, trajectory
-from trainers.language import distinct_bigrams, measure_language, perplexity, repeated_sentences, tokens
+from tests.unit.dialogues import MODEL_CARD, card, percept, trajectory
+from trainers.evaluation import DialogueKey
+from trainers.language import distinct_bigrams, measure_language, perceived, perplexity, repeated_sentences, tokens
 from trainers.statistics import Resampling
 
 ANN, BEN = card("en-ann"), card("en-ben")
 FEW = Resampling(resamples=100)
+SPEC = load_spec("appraisal-v1")
 VOCABULARY = 13
 END = 0
 
@@ -23,7 +30,7 @@ def test_shares_are_taken_over_replies():
     noticed = [percept(acts=["question", "reflection"], words=6), percept(gibberish=0.2, words=2)]
     noticed.append(percept(gibberish=0.19))
     rows = [trajectory(ANN, 0, [50, 60], percepts=noticed[:2]), trajectory(BEN, 0, [50], percepts=noticed[2:])]
-    found = measure_language(rows, garbled_limit=0.2, resampling=FEW)
+    found = measure_language(rows, SPEC, FEW)
     assert found.replies == 3
     assert found.garbled.mean == pytest.approx(1 / 3, abs=1e-6)
     assert found.words.mean == 4
@@ -31,6 +38,17 @@ def test_shares_are_taken_over_replies():
     assert found.acts[Act.REFLECTION].mean == 1
     assert found.acts[Act.BLAMING].mean == 0
     assert found.perplexity is None
+
+
+def test_replies_to_a_client_that_records_no_percept_are_read_again_to_the_same_percepts():
+    who = load_card(MODEL_CARD)
+    key = DialogueKey(who.id, who.language, 0)
+    plan = DialoguePlan("x", who, SPEC, 5, make_client(who, SPEC, 5), MixingSupporter("en", key.dialogue_seed))
+    played = asyncio.run(run_dialogue(plan))
+    silent = tuple(t.model_copy(update={"client": t.client.model_copy(update={"appraisal": {}})}) for t in played.turns)
+    again = played.model_copy(update={"turns": silent})
+    assert perceived(again, SPEC.perceiver) == [turn.client.appraisal["perceived"] for turn in played.turns]
+    assert measure_language([again], SPEC, FEW) == measure_language([played], SPEC, FEW)
 
 
 def test_a_sentence_said_earlier_in_the_dialogue_is_repeated_whatever_its_case_and_marks():
@@ -42,7 +60,7 @@ def test_a_sentence_said_earlier_in_the_dialogue_is_repeated_whatever_its_case_a
 def test_a_sentence_said_in_another_dialogue_is_not_repeated():
     same = [Generation(text="I see.")]
     rows = [trajectory(ANN, 0, [50], same), trajectory(BEN, 0, [50], same)]
-    assert measure_language(rows, 0.2, FEW).repeated.mean == 0
+    assert measure_language(rows, SPEC, FEW).repeated.mean == 0
 
 
 def test_distinct_bigrams_are_counted_in_windows_of_one_size():

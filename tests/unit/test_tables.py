@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from envs.client_spec import load_spec
 from scripts.tables import ProbeResult, evaluation_table, language_table, probe_table
 from tests.unit.dialogues import card, trajectory
 from trainers.evaluation import EvaluationSettings, compare, summarise
@@ -46,7 +47,7 @@ def test_base_and_tuned_stand_beside_their_paired_difference():
 
 def test_what_was_not_measured_is_a_dash_and_no_zero():
     talks = [trajectory(ANN, 0, []).model_copy(update={"stop": "error", "error": "gone"})]
-    measures = measure_language(talks, 0.2, SETTINGS.resampling)
+    measures = measure_language(talks, load_spec("appraisal-v1"), SETTINGS.resampling)
     assert rows(shown(language_table({"base": measures})))["garbled, %"] == ["-"]
 
 
