@@ -40,7 +40,8 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "M
 @dataclass(frozen=True)
 class VllmSettings:
     """How to start a server. ``max_loras`` must be at least the adapters in use plus one spare, and one more on CPU;
-    0: a server without adapters, such as that of a client's model. ``chat_template``: a Jinja file for chat requests."""
+    0: a server without adapters, such as that of a client's model. ``chat_template``: Jinja, for chat requests.
+    """
 
     model_dir: Path
     log_file: Path

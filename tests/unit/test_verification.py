@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_run import make_run
 
+from envs.cards import PersonaCard
 from envs.errors import InputError
 from envs.hashing import canonical, content_hash, without
 from envs.receipts import FIRST, read_log, sealed
@@ -319,7 +320,7 @@ def test_a_card_that_was_changed_no_longer_has_its_hash(run: Path) -> None:
 def test_a_card_with_a_new_hash_is_not_the_one_that_was_played(run: Path) -> None:
     def swap(data: dict[str, Any]) -> None:
         data["card"]["start_emotion"] = 90
-        data["hash"] = content_hash(data["card"])
+        data["hash"] = PersonaCard.model_validate(data["card"]).hash
 
     edit(run, "cards.jsonl", swap, line=1)
     file, line, message = problem_of(verify_run(run))
