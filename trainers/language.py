@@ -1,8 +1,8 @@
 """Does it still speak? What a supporter's replies look like as language, beside what they score.
 
 All but the perplexity follows from the record. What the embedded client perceived in each reply stands in its
-appraisal; for other clients the spec's perceiver reads the replies again, which is the same reading. Intervals are cluster
-bootstraps over cards, as in ``trainers.statistics``.
+appraisal; for other clients the spec's perceiver reads the replies again, which is the same reading.
+Intervals are cluster bootstraps over cards, as in ``trainers.statistics``.
 """
 
 from __future__ import annotations
