@@ -26,12 +26,18 @@ class ProbeResult:
     evaluation: Evaluation
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation], difference: Comparison | None = None) -> Table:
-    """One column for each named evaluation, and one for the paired difference; each cell is a mean and its interval."""
+def evaluation_table(
+    evaluations: Mapping[str, Evaluation], difference: Comparison | None = None, trained_with: str | None = None
+) -> Table:
+    """One column for each named evaluation, and one for the paired difference; each cell is a mean and its interval.
+
+    ``trained_with``: the client spec of the training, where it is known.
+    """
     shown = list(evaluations.values())
     first, sources = shown[0], [*shown, *([difference] if difference else [])]
     table = _table(
         f"{first.dialogues} dialogues: {first.cards} cards × {len(first.settings.seeds)} seeds\n"
+        f"{_clients(first.spec, trained_with)}\n"
         "mean and 95 % interval over cards"
     )
     _columns(table, [*evaluations, *(["difference"] if difference else [])])
@@ -50,6 +56,13 @@ def evaluation_table(evaluations: Mapping[str, Evaluation], difference: Comparis
         for group in getattr(first, part):
             row(group.replace("_", " "), lambda source, part=part, group=group: getattr(source, part).get(group))
     return table
+
+
+def _clients(evaluated_with: str, trained_with: str | None) -> str:
+    """Which client was talked with, and whether training knew it."""
+    if trained_with in (None, evaluated_with):
+        return f"client {evaluated_with}" + (", as in training" if trained_with else "")
+    return f"client {evaluated_with}; training had {trained_with}"
 
 
 def language_table(measures: Mapping[str, LanguageMeasures]) -> Table:

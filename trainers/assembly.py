@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so that a command can check every
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,25 +15,32 @@ from envs.card_set import load_cards
 from envs.cards import Language, PersonaCard, Split
 from envs.client_spec import ClientSpec, load_spec
 from envs.errors import InputError
-from trainers.config import BOOTSTRAP, RunConfig
+from trainers.client_config import BOOTSTRAP, Client, ServedModel
+from trainers.config import RunConfig
 from trainers.evaluation import DialogueKey, SupporterFactory
 from trainers.policy_server import PolicyServer
+from trainers.run_folder import model_identity
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
     from trainers.train import TrainSettings
+    from trainers.vllm_server import VllmServer
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
+EMBEDDED = "appraisal-v1"  # the client without weights
 CHATML = ROOT / "configs" / "prompts" / "chatml.jinja"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 
 
-def client_spec(config: RunConfig) -> ClientSpec:
-    """The spec that the config names, with the config's own perceiver and turn limit where it sets them."""
-    changes = {"perceiver": config.client.perceiver, "max_turns": config.dialogue.max_turns}
-    spec = load_spec(config.client.spec)
+def client_spec(config: RunConfig, client: Client | None = None) -> ClientSpec:
+    """The spec of ``client`` (None: training's), with the config's own perceiver and turn limit where it sets them."""
+    client = client or config.client
+    changes = {"perceiver": client.perceiver, "max_turns": config.dialogue.max_turns}
+    spec = load_spec(client.spec)
+    if client.perceiver and spec.kind != "appraisal":
+        raise InputError(f"client.perceiver: {spec.name} perceives through a language model; remove it")
     return ClientSpec.model_validate(spec.model_dump() | {key: value for key, value in changes.items() if value})
 
 
@@ -57,22 +65,66 @@ def check_adapter(folder: Path) -> None:
 
 def policy_dir(config: RunConfig, progress: Callable[[str], None] = lambda line: None) -> Path:
     """The folder of the base model: made here, on this disk, or fetched. Raises InputError when it can't be had."""
-    policy = config.policy
-    if policy.model == BOOTSTRAP:
+    return model_folder(config, config.policy.model, config.policy.revision, progress)
+
+
+def model_folder(
+    config: RunConfig, model: str, revision: str | None, progress: Callable[[str], None] = lambda line: None
+) -> Path:
+    """The folder of ``model``: `bootstrap`, a folder, or a hub id. Raises InputError when it can't be had."""
+    if model == BOOTSTRAP:
         from trainers.bootstrap import bootstrap
         from trainers.chat_template import read_prompt
 
-        template = (policy.chat_template or CHATML).read_text(encoding="utf-8")
-        prompt, cards = read_prompt("en", policy.system_prompt), cards_of(config, config.cards.train_split)
-        return bootstrap(CACHE, cards, client_spec(config), prompt, template, progress=progress)
-    if Path(policy.model).is_dir():
-        return Path(policy.model)
+        template = (config.policy.chat_template or CHATML).read_text(encoding="utf-8")
+        prompt, cards = read_prompt("en", config.policy.system_prompt), cards_of(config, config.cards.train_split)
+        # Its corpus is played with the embedded client, whoever plays the client of the run.
+        spec = client_spec(config)
+        spec = spec if spec.kind == "appraisal" else load_spec(EMBEDDED)
+        return bootstrap(CACHE, cards, spec, prompt, template, progress=progress)
+    if Path(model).is_dir():
+        return Path(model)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(policy.model, revision=policy.revision))
+        return Path(snapshot_download(model, revision=revision))
     except (OSError, ValueError) as error:
-        raise InputError(f"policy.model: {policy.model} can't be fetched ({error}); name a model's folder") from error
+        raise InputError(f"the model {model} can't be fetched ({error}); name a model's folder") from error
+
+
+def served_name(folder: Path, model: str) -> str:
+    """The name of a served model in receipts and cache keys: it changes with the weights."""
+    identity = model_identity(folder, model)
+    return f"{'bootstrap' if model == BOOTSTRAP else identity['name']}@{(identity['sha256'] or 'unhashed')[:12]}"
+
+
+def serve_model(config: RunConfig, model: ServedModel, folder: Path, name: str, log_file: Path) -> VllmServer:
+    """A server for a client's model, ready to answer chats; the caller closes it. Raises InputError or RunError."""
+    from trainers.vllm_server import VllmServer, VllmSettings
+
+    extra: tuple[str, ...] = ()
+    if model.model == BOOTSTRAP:  # shorter dialogues were all it saw; longer prompts are no worse than its words
+        extra = ("--hf-overrides", json.dumps({"max_position_embeddings": model.context_tokens}))
+    return VllmServer.start(
+        VllmSettings(
+            model_dir=folder,
+            log_file=log_file,
+            served_name=name,
+            chat_template=model.chat_template or (CHATML if model.model == BOOTSTRAP else None),
+            max_loras=0,
+            device="cuda" if model.gpus else "cpu",
+            dtype=model.dtype,
+            max_model_len=model.context_tokens,
+            kv_cache_gib=model.kv_cache_gib,
+            threads=model.threads,
+            gpus=tuple(model.gpus),
+            tensor_parallel=max(1, len(model.gpus)),
+            gpu_memory_utilization=model.gpu_memory_utilization,
+            start_timeout=config.engine.start_timeout,
+            request_timeout=config.engine.request_timeout,
+            extra_args=extra,
+        )
+    )
 
 
 def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
@@ -125,9 +177,7 @@ def join_server(config: RunConfig) -> PolicyServer:
             time.sleep(1.0)
 
 
-def chat_templates(
-    config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]
-) -> dict[Language, ChatTemplate]:
+def chat_templates(config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]) -> dict[Language, ChatTemplate]:
     """The policy's checked chat template for each language of ``cards``, with the system prompt in it."""
     from trainers.chat_template import check_template, load_tokenizer, read_prompt
 

@@ -6,27 +6,18 @@ Reading and overriding stand in ``trainers/config_file.py``. Imports no torch.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from envs.cards import Language, Split
+from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 
-BOOTSTRAP = "bootstrap"
 BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class Run(_Section):
+class Run(Section):
     """Which run this is and where it is kept."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
@@ -45,7 +36,7 @@ class Run(_Section):
         return self.dir / self.name
 
 
-class Policy(_Section):
+class Policy(Section):
     """The model that is tuned and how it speaks."""
 
     model: str = Field(
@@ -71,7 +62,7 @@ class Policy(_Section):
     temperature: Positive = Field(default=1.0, description="Sampling temperature; there is no top-p and no top-k.")
 
 
-class Lora(_Section):
+class Lora(Section):
     """The adapter (arXiv 2106.09685)."""
 
     rank: Count = Field(default=16, description="Rank of the adapter's matrices.")
@@ -83,7 +74,7 @@ class Lora(_Section):
     )
 
 
-class Cards(_Section):
+class Cards(Section):
     """Whom the policy talks with."""
 
     paths: list[Path] = Field(
@@ -93,14 +84,7 @@ class Cards(_Section):
     train_split: Split = Field(default="train", description="Split of the cards that training uses.")
 
 
-class Client(_Section):
-    """How the client is simulated."""
-
-    spec: str = Field(default="appraisal-v1", description="Client spec: a name in configs/clients, or a path.")
-    perceiver: str | None = Field(default=None, description="What notices the acts in a reply; none: the spec's.")
-
-
-class Dialogue(_Section):
+class Dialogue(Section):
     """How dialogues are run."""
 
     concurrency: Count = Field(default=32, description="Dialogues in flight at once.")
@@ -108,14 +92,14 @@ class Dialogue(_Section):
     max_turns: Count | None = Field(default=None, description="Turn limit; none: the client spec's.")
 
 
-class RewardTerm(_Section):
+class RewardTerm(Section):
     """One reward and its share of the total."""
 
     name: str = Field(description="Name of the reward, such as emotion.")
     weight: Positive = Field(default=1.0, description="Its weight; the total is the weighted mean.")
 
 
-class Trainer(_Section):
+class Trainer(Section):
     """How the adapter is trained. A step is one batch of dialogues and the updates on it."""
 
     algorithm: Literal["grpo"] = Field(
@@ -167,7 +151,7 @@ class Trainer(_Section):
     deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training devices.")
 
 
-class Engine(_Section):
+class Engine(Section):
     """What samples the policy's replies."""
 
     kind: Literal["vllm", "transformers"] = Field(
@@ -189,34 +173,35 @@ class Engine(_Section):
     threads: Count | None = Field(default=None, description="CPU only: threads of the server; none: every core.")
 
 
-class Devices(_Section):
+class Devices(Section):
     """Which GPUs do what; empty lists mean the CPU."""
 
-    training: list[Annotated[int, Field(ge=0)]] = Field(default=[], description="GPUs that train.")
-    engine: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[], description="GPUs that sample: the same as training, or others."
-    )
+    training: Gpus = Field(default=[], description="GPUs that train.")
+    engine: Gpus = Field(default=[], description="GPUs that sample: the same as training, or others.")
     memory_gib: Positive | None = Field(
         default=None, description="Memory of each GPU, for the estimate; none: not compared."
     )
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """How base and adapter are compared."""
 
     split: Split = Field(default="test", description="Split of the cards that the comparison uses.")
     seeds_per_card: Count = Field(default=2, description="Dialogues with each card; the same seeds for both policies.")
     bootstrap_resamples: int = Field(default=10_000, ge=100, description="Resamples of the bootstrap intervals.")
+    client: Client | None = Field(
+        default=None, description="A client that training doesn't meet, with keys as under client; none: training's."
+    )
 
 
-class Release(_Section):
+class Release(Section):
     """What is handed on."""
 
     name: str | None = Field(default=None, description="Name of the released adapter; none: the run's.")
     licence: str = Field(default="Apache-2.0", description="Licence of the adapter; the base model's must allow it.")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that a run is made of."""
 
     run: Run = Field(default=Run(), description="Name, folder and seed.")
@@ -234,6 +219,25 @@ class RunConfig(_Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="How base and adapter are compared.")
     release: Release = Field(default=Release(), description="What is handed on.")
 
+    @property
+    def held_out_client(self) -> Client:
+        """The client of the evaluation. Its models and cache are training's where it names none."""
+        own = self.evaluation.client
+        if own is None:
+            return self.client
+        kept = {"model", "reply_model", "members", "cache", "offline"} - own.model_fields_set
+        return own.model_copy(update={name: getattr(self.client, name) for name in kept})
+
+    @property
+    def model_sources(self) -> dict[str, ModelSource]:
+        """The language models that play clients, by key; one that the evaluation shares with training stands once."""
+        named: dict[str, ModelSource | None] = {}
+        for key, client in (("client", self.client), ("evaluation.client", self.evaluation.client)):
+            players = {key: client, **{f"{key}.members.{n}": m for n, m in client.members.items()}} if client else {}
+            for place, player in players.items():
+                named |= {f"{place}.model": player.model, f"{place}.reply_model": player.reply_model}
+        return {key: source for key, source in named.items() if source}
+
     @model_validator(mode="after")
     def _combines(self) -> RunConfig:
         problems = [
@@ -241,6 +245,7 @@ class RunConfig(_Section):
             *_trainer_conflicts(self),
             *_engine_conflicts(self),
             *_device_conflicts(self),
+            *_client_conflicts(self),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -330,49 +335,19 @@ def _device_conflicts(config: RunConfig) -> list[str]:
     return problems
 
 
-def missing_files(config: RunConfig) -> list[str]:
-    """One line for each file that the config names and that isn't there, with its key and the remedy."""
-    named: list[tuple[str, Path | None]] = [
-        ("policy.system_prompt", config.policy.system_prompt),
-        ("policy.chat_template", config.policy.chat_template),
-        ("trainer.deepspeed", config.trainer.deepspeed),
-        *((f"cards.paths.{index}", path) for index, path in enumerate(config.cards.paths)),
-    ]
-    problems = [
-        f"{key}: there is no {path} (paths are taken from the current folder, {Path.cwd()}); correct it"
-        for key, path in named
-        if path is not None and not path.exists()
-    ]
-    return problems + _model_problems(config.policy.model) + _deepspeed_problems(config.trainer.deepspeed)
-
-
-def _model_problems(model: str) -> list[str]:
-    folder = Path(model)
-    if model == BOOTSTRAP:
-        return []
-    if folder.is_dir():
-        return (
-            []
-            if (folder / "config.json").is_file()
-            else [f"policy.model: {model} has no config.json; name a model's folder"]
-        )
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-    return (
-        []
-        if is_hub_id
-        else [f"policy.model: {model!r} is neither `{BOOTSTRAP}`, nor a folder, nor a hub id (owner/name)"]
-    )
-
-
-def _deepspeed_problems(path: Path | None) -> list[str]:
-    if path is None or not path.is_file():
-        return []
-    try:
-        stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"trainer.deepspeed: {path} is not a DeepSpeed file with zero_optimization.stage ({error!r})"]
-    return (
-        []
-        if stage in (0, 1, 2)
-        else [f"trainer.deepspeed: {path} asks for ZeRO stage {stage}; the adapter sync needs 0, 1 or 2"]
-    )
+def _client_conflicts(config: RunConfig) -> list[str]:
+    problems = []
+    for key, client in (("client", config.client), ("evaluation.client", config.held_out_client)):
+        if client.offline and client.cache is None:
+            problems.append(f"{key}.cache: is needed with {key}.offline: name the file that holds the answers")
+        if client.reply_model and not client.model:
+            problems.append(f"{key}.model: is missing beside {key}.reply_model; add it, or name that one as model")
+    used = {*config.devices.training, *config.devices.engine}
+    for key, source in config.model_sources.items():
+        if source.serve and len(config.devices.training) > 1:
+            problems.append(
+                f"{key}.serve: several training processes can't share it; start a server, name its endpoint"
+            )
+        if source.serve and (shared := used & set(source.serve.gpus)):
+            problems.append(f"{key}.serve.gpus: GPU {min(shared)} serves or trains the policy; name others")
+    return list(dict.fromkeys(problems))

@@ -5,16 +5,18 @@ Every problem is told at once, each with the file (or the command line), the dot
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from envs.errors import InputError
-from trainers.config import RunConfig, missing_files
+from trainers.client_config import BOOTSTRAP
+from trainers.config import RunConfig
 
 COMMAND_LINE = "command line"
 # What the same thing is called elsewhere, mostly in TRL.
@@ -163,5 +165,52 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         annotation = next(iter(get_args(field.annotation)), field.annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            index = "0." if annotation is not field.annotation else ""
+            index = "0." if get_origin(field.annotation) is list else ""
             yield from _keys(annotation, f"{prefix}{name}.{index}")
+
+
+def missing_files(config: RunConfig) -> list[str]:
+    """One line for each file that the config names and that isn't there, with its key and the remedy."""
+    named: list[tuple[str, Path | None]] = [
+        ("policy.system_prompt", config.policy.system_prompt),
+        ("policy.chat_template", config.policy.chat_template),
+        ("trainer.deepspeed", config.trainer.deepspeed),
+        *((f"cards.paths.{index}", path) for index, path in enumerate(config.cards.paths)),
+        *((f"{key}.serve.chat_template", s.serve.chat_template) for key, s in config.model_sources.items() if s.serve),
+    ]
+    problems = [
+        f"{key}: there is no {path} (paths are taken from the current folder, {Path.cwd()}); correct it"
+        for key, path in named
+        if path is not None and not path.exists()
+    ]
+    problems += _model_problems("policy.model", config.policy.model)
+    for key, source in config.model_sources.items():
+        if source.serve:
+            problems += _model_problems(f"{key}.serve.model", source.serve.model)
+    return problems + _deepspeed_problems(config.trainer.deepspeed)
+
+
+def _model_problems(key: str, model: str) -> list[str]:
+    folder = Path(model)
+    if model == BOOTSTRAP:
+        return []
+    if folder.is_dir():
+        return (
+            [] if (folder / "config.json").is_file() else [f"{key}: {model} has no config.json; name a model's folder"]
+        )
+    is_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return [] if is_hub_id else [f"{key}: {model!r} is neither `{BOOTSTRAP}`, nor a folder, nor a hub id (owner/name)"]
+
+
+def _deepspeed_problems(path: Path | None) -> list[str]:
+    if path is None or not path.is_file():
+        return []
+    try:
+        stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"trainer.deepspeed: {path} is not a DeepSpeed file with zero_optimization.stage ({error!r})"]
+    return (
+        []
+        if stage in (0, 1, 2)
+        else [f"trainer.deepspeed: {path} asks for ZeRO stage {stage}; the adapter sync needs 0, 1 or 2"]
+    )

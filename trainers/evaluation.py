@@ -17,13 +17,16 @@ from pydantic import Field
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients import make_client
+from envs.clients.client import Client
 from envs.dialogue import DialoguePlan, Supporter, run_dialogues
 from envs.errors import InputError
 from envs.hashing import derived_seed
 from envs.receipts import TrajectoryLog, read_log
 from envs.trajectory import Emotion, Record, Stop, Trajectory
 from trainers.manifest import unwritable, write_json
+from trainers.run_files import append_lines
 from trainers.statistics import Estimate, Resampling, differences, estimate_by_group, estimate_mean
+from trainers.usage import USAGE, DialogueUsage, usage_line, usage_of
 
 # What the folder of an evaluation holds, and what lies beside two of them.
 TRAJECTORIES, SUMMARY, COMPARISON = "trajectories.jsonl", "evaluation.json", "comparison.json"
@@ -46,6 +49,7 @@ class DialogueKey:
 UNKNOWN = "unknown"  # the group of cards that don't say
 
 SupporterFactory = Callable[[DialogueKey], Supporter]
+MakeClient = Callable[[PersonaCard, int], Client]
 
 
 class EvaluationSettings(Record):
@@ -119,18 +123,29 @@ async def play(
     spec: ClientSpec,
     seeds: Sequence[int],
     *,
+    client: MakeClient | None = None,
     concurrency: int = 32,
     deadline_seconds: float | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
+    on_usage: Callable[[str, DialogueUsage], None] = lambda dialogue_id, usage: None,
 ) -> list[Trajectory]:
-    """Every card with every seed, each with a supporter of its own. One trajectory a dialogue, card by card."""
+    """Every card with every seed, each with a supporter of its own. One trajectory a dialogue, card by card.
+
+    ``client`` makes the clients; None: the spec alone is enough. ``on_usage`` is told what each
+    dialogue's models were asked, where models play the clients.
+    """
     plans = []
+    client = client or (lambda card, seed: make_client(card, spec, seed))
     for card in cards:
         for key in (DialogueKey(card.id, card.language, seed) for seed in seeds):
             drawn = key.dialogue_seed
             name = f"evaluation/{card.id}/{key.seed}"
-            plans.append(DialoguePlan(name, card, spec, drawn, make_client(card, spec, drawn), factory(key)))
-    return await run_dialogues(plans, concurrency, deadline_seconds, on_done)
+            plans.append(DialoguePlan(name, card, spec, drawn, client(card, drawn), factory(key)))
+    trajectories = await run_dialogues(plans, concurrency, deadline_seconds, on_done)
+    for plan in plans:
+        if usage := usage_of(plan.client):
+            on_usage(plan.dialogue_id, usage)
+    return trajectories
 
 
 async def evaluate(
@@ -140,6 +155,7 @@ async def evaluate(
     settings: EvaluationSettings,
     folder: Path,
     *,
+    client: MakeClient | None = None,
     concurrency: int = 32,
     deadline_seconds: float | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
@@ -153,17 +169,21 @@ async def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
-    log = TrajectoryLog(folder / TRAJECTORIES)
+    log, usages = TrajectoryLog(folder / TRAJECTORIES), []
     trajectories = await play(
         factory,
         cards,
         spec,
         settings.seeds,
+        client=client,
         concurrency=concurrency,
         deadline_seconds=deadline_seconds,
         on_done=on_done,
+        on_usage=lambda dialogue_id, usage: usages.append(usage_line(dialogue_id, usage)),
     )
     log.append(*trajectories)
+    if usages:
+        append_lines(folder / USAGE, usages)
     evaluation = summarise(trajectories, cards, settings)
     write_json(folder / SUMMARY, evaluation.model_dump(mode="json"))
     return evaluation

@@ -1,7 +1,7 @@
 """Does it still speak? What a supporter's replies look like as language, beside what they score.
 
 All but the perplexity follows from the record. What the embedded client perceived in each reply stands in its
-appraisal; for other clients the spec's perceiver reads the replies again, which is the same reading.
+appraisal; for other clients the rule-based perceiver reads the replies, which is the same reading.
 Intervals are cluster bootstraps over cards, as in ``trainers.statistics``.
 """
 
@@ -25,9 +25,8 @@ from trainers.statistics import DIGITS, Estimate, Resampling, estimate_ratio
 LANGUAGE = "language.json"  # in the folder of an evaluation
 # Distinct-2 falls as a text grows; over windows of one size, sets of replies of any size compare.
 WINDOW = 500  # bigrams
-GARBLED = (
-    0.2  # perceived gibberish from which a reply counts as garbled, where the spec doesn't say (appraisal-v1 does)
-)
+# For clients that perceive nothing themselves: who reads, and from which share of gibberish a reply counts as garbled.
+PERCEIVER, GARBLED = "rules-v1", 0.2
 
 
 class LanguageMeasures(Record):
@@ -72,12 +71,12 @@ def measure_language(trajectories: Sequence[Trajectory], spec: ClientSpec, resam
     )
 
 
-def perceived(trajectory: Trajectory, perceiver: str) -> list[dict[str, Any]]:
-    """What was noticed in each reply of a dialogue, (turns,): as recorded, or read again by ``perceiver``."""
+def perceived(trajectory: Trajectory, perceiver: str | None) -> list[dict[str, Any]]:
+    """What was noticed in each reply of a dialogue, (turns,): as recorded, or read by ``perceiver``."""
     if all("perceived" in turn.client.appraisal for turn in trajectory.turns):
         return [turn.client.appraisal["perceived"] for turn in trajectory.turns]
     language: Language = "zh" if trajectory.card_id.startswith("zh-") else "en"  # a card's id begins with it
-    reader, percepts = get_perceiver(perceiver), []
+    reader, percepts = get_perceiver(perceiver or PERCEIVER), []
     said = [message.text for message in trajectory.messages]
     for number, turn in enumerate(trajectory.turns):
         heard = Heard(

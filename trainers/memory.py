@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainers.config import BOOTSTRAP, RunConfig
+from trainers.client_config import BOOTSTRAP
+from trainers.config import RunConfig
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -18,7 +18,8 @@ from envs.client_spec import ClientSpec
 from envs.errors import RunError
 from envs.hashing import content_hash
 from trainers.assembly import LORA_RANKS
-from trainers.config import BOOTSTRAP, RunConfig
+from trainers.client_config import BOOTSTRAP
+from trainers.config import RunConfig
 from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation
 from trainers.language import LANGUAGE, LanguageMeasures
 from trainers.manifest import MANIFEST, file_hash
@@ -42,6 +43,7 @@ class RunRecord:
     cards: tuple[PersonaCard, ...]
     trained_on: tuple[PersonaCard, ...]
     spec: ClientSpec
+    trained_with: str
     metrics: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, Evaluation]
     comparison: Comparison
@@ -82,6 +84,7 @@ def read_run(folder: Path, verification: Verification) -> RunRecord:
         cards=cards,
         trained_on=tuple(card for card in cards if card.hash in trained),
         spec=next(spec for spec in specs if spec.hash == evaluations["tuned"].spec_hash),
+        trained_with=next((line["spec"] for line in _lines(folder / TRAJECTORIES)), NOTHING),
         metrics=tuple(_lines(folder / "metrics.jsonl")),
         evaluations=evaluations,
         comparison=_read(Comparison, tuned / COMPARISON),
@@ -139,6 +142,7 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
         **{part: getattr(run.config, part) for part in ("lora", "trainer", "policy", "rewards")},
         **{part: run.provenance.get(part) for part in ("packages", "python", "code")},
         spec=run.spec,
+        trained_with=run.trained_with,
         bootstrapped=run.config.policy.model == BOOTSTRAP,
         served_rank=next((rank for rank in LORA_RANKS if rank >= run.config.lora.rank), run.config.lora.rank),
         training=_training(run),

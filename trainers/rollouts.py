@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
-from envs.clients.client import Client
 from envs.dialogue import DialoguePlan, run_dialogues
 from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Score, Stop, Trajectory
 from trainers.chat_template import ChatTemplate
+from trainers.evaluation import MakeClient
 from trainers.policy import PolicySupporter, Sampling
 from trainers.policy_server import PolicyServer
 from trainers.samples import Sample, blank_sample, build_sample
+from trainers.usage import DialogueUsage, usage_of
 
 Reward = Callable[[Trajectory], Awaitable[Score]]
-MakeClient = Callable[[PersonaCard, int], Client]
 
 
 @dataclass(frozen=True)
 class Rollout:
     """What one rank brings back from a step: one entry per row in every field, failed dialogues included.
 
-    ``samples`` of rows without a total are blank. Seconds are wall clock.
+    ``samples`` of rows without a total are blank. ``usages``: what
+    each dialogue's language models were asked, None where none plays the client. Seconds are wall clock.
     """
 
     trajectories: tuple[Trajectory, ...]
     scores: tuple[Score, ...]
     samples: tuple[Sample, ...]
+    usages: tuple[DialogueUsage | None, ...]
     rollout_seconds: float
     score_seconds: float
 
@@ -87,6 +86,7 @@ class RolloutWorker:
             trajectories=tuple(trajectories),
             scores=tuple(scores),
             samples=tuple(samples),
+            usages=tuple(usage_of(plan.client) for plan in plans),
             rollout_seconds=played - started,
             score_seconds=time.monotonic() - played,
         )
@@ -119,36 +119,6 @@ class RolloutWorker:
         if score.value is None:
             return blank_sample(end_of_turn)
         return build_sample([turn.supporter for turn in trajectory.turns], end_of_turn)
-
-
-def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Append lines and wait until they are on disk. Raises RunError naming the file."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(
-            f"{path}: can't be written ({error}); free some space or mend the rights, then resume"
-        ) from error
-
-
-def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop lines that aren't ``wanted``, and a last line that was cut off in mid-write; the file changes at once."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if wanted(json.loads(line)):
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
-    replacement = path.with_name(path.name + ".tmp")
-    replacement.unlink(missing_ok=True)
-    append_lines(replacement, kept)
-    replacement.replace(path)
 
 
 def check_budget(rows: Sequence[Mapping[str, Any]], step: int, budget: float) -> None:

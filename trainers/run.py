@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
-from envs.clients import make_client
 from envs.errors import InputError
-from envs.perception import get_perceiver
 from envs.trajectory import Score, Trajectory
 from trainers import assembly
+from trainers.client_models import MODELS, ModelPool, check_client
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
 from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
@@ -31,6 +30,7 @@ from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import REWARDS, summary_numbers
 from trainers.statistics import Resampling
+from trainers.usage import USAGE
 from trainers.verification import verify_run
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Plan:
 
     config: RunConfig
     spec: ClientSpec
+    held_out_spec: ClientSpec
     train_cards: list[PersonaCard]
     held_out_cards: list[PersonaCard]
 
@@ -65,10 +66,12 @@ class Plan:
         """Read what the config names. Raises InputError for what is missing or wrong."""
         if unknown := [term.name for term in config.rewards if term.name not in REWARDS]:
             raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join(REWARDS)}")
-        spec = assembly.client_spec(config)
-        get_perceiver(spec.perceiver)
+        spec, held_out_spec = (assembly.client_spec(config, one) for one in (config.client, config.held_out_client))
+        train = assembly.cards_of(config, config.cards.train_split)
         held_out = assembly.cards_of(config, config.evaluation.split)
-        return cls(config, spec, assembly.cards_of(config, config.cards.train_split), held_out)
+        check_client(config.client, spec, train)
+        check_client(config.held_out_client, held_out_spec, held_out)
+        return cls(config, spec, held_out_spec, train, held_out)
 
 
 def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -86,13 +89,20 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
         _record(plan, folder, model_dir, templates)
         progress.phase(f"starting the policy server ({config.engine.kind})")
-        with closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server:
-            _evaluate(plan, folder, BASE, server, templates, None, progress)
-            adapter = _train(plan, folder.path, model_dir, server, templates, resume, progress)
-            _evaluate(plan, folder, TUNED, server, templates, server.publish(adapter), progress)
+        with (
+            closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server,
+            ModelPool(config, folder.path, progress.phase) as models,
+        ):
+            play = _Play(plan, folder, server, templates, models, progress)
+            play.evaluate(BASE, None)
+            adapter = _train(plan, folder.path, model_dir, server, templates, models, resume, progress)
+            play.evaluate(TUNED, server.publish(adapter))
+            if report := models.report():
+                folder.write_json(MODELS, {"models": report})
         progress.phase("measuring the language of both policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
-        summary = {"seconds": None, **numbers, "adapter_dir": str(adapter), "verified": None}
+        clients = {"training": plan.spec.name, "evaluation": plan.held_out_spec.name}
+        summary = {"seconds": None, "clients": clients, **numbers, "adapter_dir": str(adapter), "verified": None}
         folder.write_json(SUMMARY, summary)
         folder.finish()
         progress.phase("verifying: every emotion, score and total is computed again")
@@ -108,8 +118,8 @@ def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
     config = plan.config
     model_dir = assembly.policy_dir(config)
     templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
-    with closing(assembly.join_server(config)) as server:
-        _train(plan, config.run.folder, model_dir, server, templates, resume, Progress())
+    with closing(assembly.join_server(config)) as server, ModelPool(config, config.run.folder) as models:
+        _train(plan, config.run.folder, model_dir, server, templates, models, resume, Progress())
     return {}
 
 
@@ -121,7 +131,7 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
     folder.record(
         dump_config(config),
         [*plan.train_cards, *plan.held_out_cards],
-        [plan.spec],
+        [plan.spec] if plan.spec == plan.held_out_spec else [plan.spec, plan.held_out_spec],
         {"run": config.run.seed},
         base=model_identity(model_dir, config.policy.model),
         prompts={f"supporter_{language}.txt": text for language, text in prompts.items() if text},
@@ -134,6 +144,7 @@ def _train(
     model_dir: Path,
     server: PolicyServer,
     templates: dict[Language, ChatTemplate],
+    models: ModelPool,
     resume: bool,
     progress: Progress,
 ) -> Path:
@@ -149,7 +160,7 @@ def _train(
         templates=templates,
         cards=plan.train_cards,
         spec=plan.spec,
-        make_client=lambda card, seed: make_client(card, plan.spec, seed),
+        make_client=models.maker(config.client, plan.spec),
         reward=reward_of(config),
         resume=resume,
         on_step=progress.step,
@@ -171,36 +182,43 @@ def reward_of(config: RunConfig) -> Callable[[Trajectory], Any]:
     return total
 
 
-def _evaluate(
-    plan: Plan,
-    folder: RunFolder,
-    name: str,
-    server: PolicyServer,
-    templates: dict[Language, ChatTemplate],
-    adapter: str | None,
-    progress: Progress,
-) -> Evaluation | None:
-    """Play the held-out cards; an evaluation that a resumed run already has is kept."""
-    config, out = plan.config, folder.evaluation(name)
-    if (out / "evaluation.json").exists():
-        return None
-    settings = settings_for(
-        plan.spec, config.evaluation.seeds_per_card, Resampling(resamples=config.evaluation.bootstrap_resamples)
-    )
-    (out / "trajectories.jsonl").unlink(missing_ok=True)
-    progress.phase(f"evaluating the {name} policy on {len(plan.held_out_cards)} held-out cards")
-    return asyncio.run(
-        evaluate(
-            assembly.policy_factory(config, server, templates, adapter),
-            plan.held_out_cards,
-            plan.spec,
-            settings,
-            out,
-            concurrency=config.dialogue.concurrency,
-            deadline_seconds=config.dialogue.deadline_seconds,
-            on_done=progress.dialogue,
+@dataclass(frozen=True)
+class _Play:
+    """What the evaluations of a run share."""
+
+    plan: Plan
+    folder: RunFolder
+    server: PolicyServer
+    templates: dict[Language, ChatTemplate]
+    models: ModelPool
+    progress: Progress
+
+    def evaluate(self, name: str, adapter: str | None) -> Evaluation | None:
+        """Play the held-out cards; an evaluation that a resumed run already has is kept."""
+        plan, config, out = self.plan, self.plan.config, self.folder.evaluation(name)
+        if (out / "evaluation.json").exists():
+            return None
+        settings = settings_for(
+            plan.held_out_spec,
+            config.evaluation.seeds_per_card,
+            Resampling(resamples=config.evaluation.bootstrap_resamples),
         )
-    )
+        for left in ("trajectories.jsonl", USAGE):
+            (out / left).unlink(missing_ok=True)
+        self.progress.phase(f"evaluating the {name} policy on {len(plan.held_out_cards)} held-out cards")
+        return asyncio.run(
+            evaluate(
+                assembly.policy_factory(config, self.server, self.templates, adapter),
+                plan.held_out_cards,
+                plan.held_out_spec,
+                settings,
+                out,
+                client=self.models.maker(config.held_out_client, plan.held_out_spec),
+                concurrency=config.dialogue.concurrency,
+                deadline_seconds=config.dialogue.deadline_seconds,
+                on_done=self.progress.dialogue,
+            )
+        )
 
 
 def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -> dict[str, Any]:
@@ -210,11 +228,11 @@ def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -
     device = "cuda" if config.devices.training else "cpu"
     played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
     for name, trajectories in played.items():
-        measures = measure_language(trajectories, plan.spec, resampling)
+        measures = measure_language(trajectories, plan.held_out_spec, resampling)
         strange = perplexity(trajectories, model_dir, end_of_turn, resampling, device)
         measures = measures.model_copy(update={"perplexity": strange})
         write_json(folder.evaluation(name) / LANGUAGE, measures.model_dump(mode="json"))
-    settings = settings_for(plan.spec, config.evaluation.seeds_per_card, resampling)
+    settings = settings_for(plan.held_out_spec, config.evaluation.seeds_per_card, resampling)
     comparison = compare(played[BASE], played[TUNED], cards, settings)
     write_json(folder.evaluation(TUNED) / COMPARISON, comparison.model_dump(mode="json"))
     base, tuned = (

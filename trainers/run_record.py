@@ -10,10 +10,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
-from trainers.rollouts import append_lines, keep_lines
+from trainers.run_files import append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
 from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, updates_per_rollout
+from trainers.usage import USAGE
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -80,7 +81,7 @@ def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
             shutil.rmtree(torn)
         done = _updates_done(newest) // updates_per_rollout(args) if newest else 0
         keep_lines(run_dir / METRICS, lambda line: line["step"] < done)
-        for name in (TRAJECTORIES, SCORES):
+        for name in (TRAJECTORIES, SCORES, USAGE):
             keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) in range(done))
     return newest
 

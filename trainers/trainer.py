@@ -7,6 +7,7 @@ TRL computes likelihoods, the clipped loss, the KL term and the correction for t
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -29,7 +30,9 @@ from envs.trajectory import Trajectory
 from trainers.adapter_sync import AdapterSync
 from trainers.credit import CreditAssigner
 from trainers.policy_server import PolicyServer
-from trainers.rollouts import Rollout, RolloutWorker, append_lines, check_budget, summary
+from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
+from trainers.run_files import append_lines
+from trainers.usage import USAGE, DialogueUsage, usage_line
 
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
@@ -95,6 +98,7 @@ class DialogueTrainer(GRPOTrainer):
         local = credit.advantages[first : first + len(local_rows)]
         batch["advantages"] = torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
         self._record_scores(rollout, local)
+        usage = self._record_usage(rollout)
         difference = self._likelihood_difference(batch)
         sync = self.vllm_generation
         self.step_metrics = {
@@ -104,6 +108,7 @@ class DialogueTrainer(GRPOTrainer):
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
             "max_logprob_difference": difference,
+            **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": {
                 "publish": sync.seconds,
                 "rollout": rollout.rollout_seconds,
@@ -151,6 +156,16 @@ class DialogueTrainer(GRPOTrainer):
         everyones = gather_object(lines)
         if self.accelerator.is_main_process:
             append_lines(self._run_dir / SCORES, everyones)
+
+    def _record_usage(self, rollout: Rollout) -> DialogueUsage | None:
+        """What the clients' models were asked in this step, over all ranks; None where none plays."""
+        pairs = zip(rollout.trajectories, rollout.usages, strict=True)
+        everyones = gather_object([(trajectory.dialogue_id, usage) for trajectory, usage in pairs if usage])
+        if not everyones:
+            return None
+        if self.accelerator.is_main_process:
+            append_lines(self._run_dir / USAGE, [usage_line(*pair) for pair in everyones])
+        return functools.reduce(DialogueUsage.plus, (usage for _, usage in everyones))
 
     def _likelihood_difference(self, batch: dict[str, Any]) -> float:
         """The largest |sampler - trainer| over the sampled tokens of all ranks, in nats, before any update."""

@@ -56,7 +56,9 @@ def _tell(folder: Path, summary: dict[str, object], released: Path) -> None:
     out.print()
     out.print(language_table(language))
     out.print()
-    out.print(evaluation_table(evaluations, difference))
+    clients = summary["clients"]
+    assert isinstance(clients, dict)
+    out.print(evaluation_table(evaluations, difference, clients["training"]))
     out.print()
     rows = (
         ("run", folder),

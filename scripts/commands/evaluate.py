@@ -18,6 +18,7 @@ from envs.trajectory import Trajectory
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.tables import evaluation_table, language_table
 from trainers import assembly
+from trainers.client_models import ModelPool, check_client
 from trainers.config import RunConfig
 from trainers.config_file import load_config
 from trainers.evaluation import (
@@ -79,11 +80,14 @@ def evaluate(
         numbers = evaluation.model_dump(mode="json", exclude={"outcomes"})
         paired = difference.model_dump(mode="json") if difference else None
         measures = language.model_dump(mode="json")
-        print_json({"out": str(out), "evaluation": numbers, "language": measures, "difference": paired})
+        clients = {"training": assembly.client_spec(job.config).name, "evaluation": job.spec.name}
+        found = {"out": str(out), "clients": clients, "evaluation": numbers, "language": measures}
+        print_json(found | {"difference": paired})
         return
     name = "base" if adapter is None else "adapter"
     shown = {"before": summarise(before, job.cards, job.settings)} if before else {}
-    stdout().print(evaluation_table(shown | {name: evaluation}, difference))
+    trained_with = assembly.client_spec(job.config).name
+    stdout().print(evaluation_table(shown | {name: evaluation}, difference, trained_with))
     stdout().print()
     stdout().print(language_table({name: language}))
 
@@ -95,10 +99,12 @@ def _job(config: RunConfig, adapter: Path | None, base: bool, split: Split | Non
     if adapter:
         assembly.check_adapter(adapter)
     check_unused(out)
-    spec = assembly.client_spec(config)
+    client = config.held_out_client
+    spec, cards = assembly.client_spec(config, client), assembly.cards_of(config, split or config.evaluation.split)
+    check_client(client, spec, cards)
     resampling = Resampling(resamples=config.evaluation.bootstrap_resamples)
     settings = settings_for(spec, seeds or config.evaluation.seeds_per_card, resampling)
-    return Job(config, adapter, assembly.cards_of(config, split or config.evaluation.split), spec, settings, out)
+    return Job(config, adapter, cards, spec, settings, out)
 
 
 def _before(folder: Path, job: Job) -> list[Trajectory]:
@@ -122,7 +128,10 @@ def run(job: Job) -> tuple[Evaluation, LanguageMeasures]:
     model_dir = assembly.policy_dir(config, progress=lambda line: stderr.print(line, markup=False))
     templates = assembly.chat_templates(config, model_dir, job.cards)
     stderr.print(f"starting the policy server ({config.engine.kind})", markup=False)
-    with closing(assembly.start_server(config, model_dir, job.out / SERVER_LOG)) as server:
+    with (
+        closing(assembly.start_server(config, model_dir, job.out / SERVER_LOG)) as server,
+        ModelPool(config, job.out, lambda line: stderr.print(line, markup=False)) as models,
+    ):
         adapter = server.publish(job.adapter) if job.adapter else None
         factory = assembly.policy_factory(config, server, templates, adapter)
         with Progress(console=stderr, transient=True) as progress:
@@ -130,6 +139,7 @@ def run(job: Job) -> tuple[Evaluation, LanguageMeasures]:
             evaluation = asyncio.run(
                 evaluate_supporter(
                     factory, job.cards, job.spec, job.settings, job.out,
+                    client=models.maker(config.held_out_client, job.spec),
                     concurrency=config.dialogue.concurrency,
                     deadline_seconds=config.dialogue.deadline_seconds,
                     on_done=lambda trajectory: progress.advance(bar),

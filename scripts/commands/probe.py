@@ -18,7 +18,10 @@ from envs.probes import BUILTIN, DEGENERATE_BUILTIN, FixedPolicy, load_policies
 from envs.supporters import FixedReplies
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.tables import ProbeResult, probe_table
-from trainers.evaluation import SupporterFactory, play, settings_for, summarise
+from trainers.assembly import CACHE
+from trainers.client_models import ModelPool, check_client
+from trainers.config_file import load_config
+from trainers.evaluation import MakeClient, SupporterFactory, play, settings_for, summarise
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "configs" / "probes" / "degenerate.jsonl"
 
@@ -37,6 +40,9 @@ class Contender:
 
 @app.command(epilog=app.info.epilog)
 def probe(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="client.model...=value, for clients that a language model plays.")
+    ] = None,
     client: Annotated[str, typer.Option(help="Client spec: a name in configs/clients, or a path.")] = "appraisal-v1",
     replies: Annotated[
         Path | None,
@@ -54,7 +60,7 @@ def probe(
     json: JsonFlag = False,
 ) -> None:
     """Score policies that say the same whoever listens. Without --replies and --builtin: all that come with attune."""
-    spec = load_spec(client)
+    config, spec = load_config(None, [*(overrides or []), f"client.spec={client}"]), load_spec(client)
     everything = replies is None and not builtin
     fixed = load_policies(replies or SHIPPED) if replies or everything else []
     contenders = from_replies(fixed) + (from_code() if builtin or everything else [])
@@ -62,7 +68,9 @@ def probe(
     chosen = [card for card in load_cards(cards or [CARDS_DIR]) if card.split == split and card.language in languages]
     if not chosen:
         raise InputError(f"no card of split {split!r} and language {language!r}; change --split, --language or --cards")
-    results = score(contenders, chosen, spec, seeds)
+    check_client(config.client, spec, chosen)
+    with ModelPool(config, CACHE, lambda line: stderr.print(line, markup=False)) as models:
+        results = score(contenders, chosen, spec, seeds, models.maker(config.client, spec))
     if json:
         print_json({"policies": [as_json(result) for result in results]})
     else:
@@ -87,7 +95,11 @@ def from_code() -> list[Contender]:
 
 
 def score(
-    contenders: Sequence[Contender], cards: Sequence[PersonaCard], spec: ClientSpec, seeds: int
+    contenders: Sequence[Contender],
+    cards: Sequence[PersonaCard],
+    spec: ClientSpec,
+    seeds: int,
+    client: MakeClient | None = None,
 ) -> list[ProbeResult]:
     """Play every contender over the cards of its language. Raises InputError when no contender has a card to play."""
     settings, results = settings_for(spec, seeds), []
@@ -97,7 +109,7 @@ def score(
             stderr.print(f"{contender.name}: left out, no {contender.language} card is played", markup=False)
             continue
         with stderr.status(contender.name):
-            trajectories = asyncio.run(play(contender.factory, own, spec, settings.seeds))
+            trajectories = asyncio.run(play(contender.factory, own, spec, settings.seeds, client=client))
         result = ProbeResult(contender.name, contender.kind, summarise(trajectories, own, settings))
         if broken := [outcome.error for outcome in result.evaluation.outcomes if outcome.error]:
             stderr.print(f"{contender.name}: {len(broken)} dialogues broke off: {broken[0]}", markup=False)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from envs.errors import InputError
-from trainers.config import RunConfig, _Section
+from trainers.config import RunConfig, Section
 from trainers.config_file import dump_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +184,7 @@ def test_nothing_can_be_set_inside_a_value(tmp_path: Path) -> None:
 def test_every_key_says_what_it_is() -> None:
     silent = [
         f"{section.__name__}.{name}"
-        for section in _Section.__subclasses__()
+        for section in Section.__subclasses__()
         for name, field in section.model_fields.items()
         if not field.description
     ]
