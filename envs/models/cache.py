@@ -146,8 +146,8 @@ class CachedModel:
             return found
         if self._inner is None:
             raise ModelError(
-                f"{self._cache.path}: holds no answer of {self._model} to '{ask.schema_name}' (seed {ask.seed}, attempt "
-                f"{ask.attempt}, key {key[:12]}); run once with the model's endpoint, from the same cards and prompts"
+                f"{self._cache.path}: holds no answer of {self._model} to '{ask.schema_name}' (seed {ask.seed}, "
+                f"attempt {ask.attempt}, key {key[:12]}); run it once with the model's endpoint, all else unchanged"
             )
         return await asyncio.to_thread(self._cache.keep, key, await self._inner.ask(ask))
 

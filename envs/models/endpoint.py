@@ -192,17 +192,16 @@ class Endpoint:
         choices = completion.choices if isinstance(completion, ChatCompletion) else None
         if not choices or not isinstance(choices, list) or not getattr(choices[0], "message", None):
             return NO_COMPLETION
-        prompt = getattr(completion.usage, "prompt_tokens", None)
-        completed = getattr(completion.usage, "completion_tokens", None)
-        measured = isinstance(prompt, int) and isinstance(completed, int)
+        counts = _token_counts(completion.usage)
+        prompt, completed = counts or (0, 0)
         try:
             return Answer(
                 text=choices[0].message.content or "",
                 model=self.spec.model,
                 finish_reason=choices[0].finish_reason or "stop",
-                prompt_tokens=prompt if measured else 0,
-                completion_tokens=completed if measured else 0,
-                cost=self.spec.cost(prompt, completed) if measured else None,
+                prompt_tokens=prompt,
+                completion_tokens=completed,
+                cost=self.spec.cost(prompt, completed) if counts else None,
             )
         except ValidationError:  # such as half of a surrogate pair
             return NO_COMPLETION
@@ -282,6 +281,14 @@ def _body(model: str, ask: Ask) -> dict[str, Any]:
         schema = {"name": ask.schema_name, "schema": ask.answer_schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
+
+
+def _token_counts(usage: Any) -> tuple[int, int] | None:
+    """Tokens of the prompt and of the answer; None when the server does not tell."""
+    match getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None):
+        case int(prompt), int(completed):
+            return prompt, completed
+    return None
 
 
 def _retry_after(headers: Any) -> float | None:
