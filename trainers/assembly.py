@@ -30,9 +30,14 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lor
 
 
 def client_spec(config: RunConfig) -> ClientSpec:
-    """The spec that the config names, with the config's own perceiver and turn limit where it sets them."""
+    """The spec that the config names, with the config's own perceiver and turn limit where it sets them.
+
+    Raises InputError for a perceiver of a client that has none.
+    """
     changes = {"perceiver": config.client.perceiver, "max_turns": config.dialogue.max_turns}
     spec = load_spec(config.client.spec)
+    if config.client.perceiver and spec.kind != "appraisal":
+        raise InputError(f"client.perceiver: a client of kind {spec.kind} has no perceiver of its own; leave it out")
     return ClientSpec.model_validate(spec.model_dump() | {key: value for key, value in changes.items() if value})
 
 
@@ -125,9 +130,7 @@ def join_server(config: RunConfig) -> PolicyServer:
             time.sleep(1.0)
 
 
-def chat_templates(
-    config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]
-) -> dict[Language, ChatTemplate]:
+def chat_templates(config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]) -> dict[Language, ChatTemplate]:
     """The policy's checked chat template for each language of ``cards``, with the system prompt in it."""
     from trainers.chat_template import check_template, load_tokenizer, read_prompt
 

@@ -1,7 +1,8 @@
 """Does it still speak? What a supporter's replies look like as language, beside what they score.
 
-All but the perplexity is read from the record: what the client perceived in each reply stands in its appraisal.
-Intervals are cluster bootstraps over cards, as in ``trainers.statistics``.
+All but the perplexity follows from the record: what the embedded client perceived in each reply stands in its record;
+where another kind of client was played, the same perceiver reads the replies here. Intervals are cluster bootstraps
+over cards, as in ``trainers.statistics``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from envs.cards import Act
+from envs.cards import Act, Language
+from envs.client_spec import ClientSpec, load_spec
+from envs.perception import get_perceiver
+from envs.perception.percept import Heard
 from envs.trajectory import Record, Trajectory
 from trainers.samples import build_sample
 from trainers.statistics import DIGITS, Estimate, Resampling, estimate_ratio
 
 LANGUAGE = "language.json"  # in the folder of an evaluation
+EMBEDDED, PERCEIVER = "appraisal-v1", "rules-v1"  # what reads replies that no embedded client has heard
 # Distinct-2 falls as a text grows; over windows of one size, sets of replies of any size compare.
 WINDOW = 500  # bigrams
 
@@ -44,13 +49,13 @@ class LanguageMeasures(Record):
 def measure_language(
     trajectories: Sequence[Trajectory], garbled_limit: float, resampling: Resampling
 ) -> LanguageMeasures:
-    """Measure what was said. ``garbled_limit``: perceived gibberish from which a reply counts as garbled (the spec's).
+    """Measure what was said. ``garbled_limit``: perceived gibberish from which a reply counts as garbled.
 
-    Replies of failed dialogues count as well. A reply whose turn records no percept raises KeyError.
+    Replies of failed dialogues count as well.
     """
     ordered = sorted(trajectories, key=lambda trajectory: trajectory.dialogue_id)
     cards = [trajectory.card_id for trajectory in ordered]
-    percepts = [[turn.client.appraisal["perceived"] for turn in trajectory.turns] for trajectory in ordered]
+    percepts = [_percepts(trajectory) for trajectory in ordered]
     counts = [float(len(noticed)) for noticed in percepts]
 
     def per_reply(value: Callable[[dict[str, Any]], float]) -> Estimate:
@@ -67,6 +72,27 @@ def measure_language(
         words=per_reply(lambda percept: percept["words"]),
         acts={act: per_reply(lambda percept, act=act: act.value in percept["acts"]) for act in Act},
     )
+
+
+def garbled_limit_of(spec: ClientSpec) -> float:
+    """The spec's own limit of gibberish; of a spec without one, the embedded client's."""
+    rules = spec.appraisal or load_spec(EMBEDDED).embedded
+    return rules.limits.garbled
+
+
+def _percepts(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """What was perceived in each reply: as recorded, else by the rules that read a reply's surface."""
+    recorded = [turn.client.appraisal.get("perceived") for turn in trajectory.turns]
+    if None not in recorded:
+        return [percept for percept in recorded if percept is not None]
+    language: Language = "zh" if trajectory.card_id.startswith("zh-") else "en"
+    perceiver, said = get_perceiver(PERCEIVER), trajectory.messages
+    found = []
+    for index in range(1, len(said), 2):
+        client, supporter = (tuple(m.text for m in said[start:index:2]) for start in (0, 1))
+        heard = Heard(language=language, client=client, supporter=supporter)
+        found.append(perceiver.perceive(said[index].text, heard).model_dump(mode="json"))
+    return found
 
 
 def repeated_sentences(replies: Sequence[str]) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from trainers import assembly
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
 from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
-from trainers.language import LANGUAGE, measure_language, perplexity
+from trainers.language import LANGUAGE, garbled_limit_of, measure_language, perplexity
 from trainers.manifest import write_json
 from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release
@@ -66,7 +66,8 @@ class Plan:
         if unknown := [term.name for term in config.rewards if term.name not in REWARDS]:
             raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join(REWARDS)}")
         spec = assembly.client_spec(config)
-        get_perceiver(spec.perceiver)
+        if spec.perceiver:
+            get_perceiver(spec.perceiver)
         held_out = assembly.cards_of(config, config.evaluation.split)
         return cls(config, spec, assembly.cards_of(config, config.cards.train_split), held_out)
 
@@ -210,7 +211,7 @@ def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -
     device = "cuda" if config.devices.training else "cpu"
     played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
     for name, trajectories in played.items():
-        measures = measure_language(trajectories, plan.spec.appraisal.limits.garbled, resampling)
+        measures = measure_language(trajectories, garbled_limit_of(plan.spec), resampling)
         strange = perplexity(trajectories, model_dir, end_of_turn, resampling, device)
         measures = measures.model_copy(update={"perplexity": strange})
         write_json(folder.evaluation(name) / LANGUAGE, measures.model_dump(mode="json"))

@@ -24,7 +24,7 @@ from envs.receipts import Line, ReceiptError, read_log
 from envs.trajectory import Record, Trajectory
 from trainers.config import RunConfig
 from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation, compare, summarise
-from trainers.language import LANGUAGE, measure_language
+from trainers.language import LANGUAGE, garbled_limit_of, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
 from trainers.replay import Case, check_dialogues, first_difference, shown
 from trainers.run_folder import CODE, client_code
@@ -235,7 +235,7 @@ class _Run:
         if (settings.success_at, settings.failure_below) != (spec.success_at, spec.failure_below):
             line = self._line(name, ("settings", "success_at"))
             raise Problem(name, line, f"success_at and failure_below are not those of {spec.name}")
-        language, garbled = f"{folder}/{LANGUAGE}", spec.appraisal.limits.garbled
+        language, garbled = f"{folder}/{LANGUAGE}", garbled_limit_of(spec)
         if (self.folder / language).exists():
             measures = _computed(language, lambda: measure_language(trajectories, garbled, settings.resampling))
             self._same_file(language, measures, needs_model=("perplexity",))

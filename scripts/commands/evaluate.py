@@ -31,7 +31,7 @@ from trainers.evaluation import (
     summarise,
 )
 from trainers.evaluation import evaluate as evaluate_supporter
-from trainers.language import LANGUAGE, LanguageMeasures, measure_language, perplexity
+from trainers.language import LANGUAGE, LanguageMeasures, garbled_limit_of, measure_language, perplexity
 from trainers.manifest import write_json
 from trainers.statistics import Resampling
 
@@ -154,7 +154,7 @@ def _check_budget(evaluation: Evaluation, job: Job) -> None:
 def _language(job: Job, trajectories: list[Trajectory], model_dir: Path, end_of_turn: int) -> LanguageMeasures:
     """Measured once the server has given its memory back, since the model is loaded again in fp32."""
     device = f"cuda:{job.config.devices.engine[0]}" if job.config.devices.engine else "cpu"
-    measures = measure_language(trajectories, job.spec.appraisal.limits.garbled, job.settings.resampling)
+    measures = measure_language(trajectories, garbled_limit_of(job.spec), job.settings.resampling)
     strange = perplexity(trajectories, model_dir, end_of_turn, job.settings.resampling, device)
     measures = measures.model_copy(update={"perplexity": strange})
     write_json(job.out / LANGUAGE, measures.model_dump(mode="json"))

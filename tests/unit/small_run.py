@@ -30,7 +30,7 @@ from trainers.evaluation import (
     read_trajectories,
     settings_for,
 )
-from trainers.language import LANGUAGE, measure_language
+from trainers.language import LANGUAGE, garbled_limit_of, measure_language
 from trainers.manifest import write_json
 from trainers.run_folder import MetricsLog, RunFolder
 from trainers.run_numbers import Played, Scorer, credit_of, step_numbers, summary_numbers
@@ -128,7 +128,7 @@ def _evaluate(
 
         evaluations.append(asyncio.run(evaluate(factory, cards, spec, settings, run.evaluation(side))))
         measures = measure_language(
-            read_trajectories(run.evaluation(side)), spec.appraisal.limits.garbled, settings.resampling
+            read_trajectories(run.evaluation(side)), garbled_limit_of(spec), settings.resampling
         )
         write_json(run.evaluation(side) / LANGUAGE, measures.model_dump(mode="json"))
     before, after = (read_trajectories(run.evaluation(side)) for side in supporters)
