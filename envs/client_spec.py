@@ -1,7 +1,9 @@
 """Client specs: the versioned rules that a simulated client plays by, as data in ``configs/clients/*.yaml``.
 
-The rules every client shares (clamp, range, when it stops) stand at the top of a spec; the ``appraisal`` part holds the
-weights of the embedded client. A spec is hashed over its content, and every receipt names that hash.
+The rules every client shares (clamp, range, when it stops) stand at the top of a spec. Each kind has a part of its own:
+``appraisal`` holds the weights of the embedded client, ``llm`` how a language model plays (``envs/llm_rules.py``),
+``ensemble`` the specs of clients that listen together. A spec is hashed over its content, and every receipt names that
+hash.
 """
 
 from __future__ import annotations
@@ -12,11 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from envs.cards import HARMS, STRATEGIES, Act, HiddenNeed, Language, Temperament
 from envs.errors import InputError, describe_validation
 from envs.hashing import content_hash
+from envs.llm_rules import LlmRules
 from envs.perception.percept import Move
 
 SPECS_DIR = Path(__file__).resolve().parent.parent / "configs" / "clients"
@@ -145,35 +157,93 @@ class Appraisal(_Rules):
         return self
 
 
+class Ensemble(_Rules):
+    """Clients that hear the same reply. The first one is the voice. ``members``: spec names, which stand here as specs,
+    so that the hash covers their rules; ``disagreement_weight``: standard deviations taken off the mean emotion."""
+
+    members: Annotated[tuple[ClientSpec, ...], Field(min_length=2)]
+    disagreement_weight: Annotated[float, Field(ge=0)]
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _read(cls, members: Any) -> Any:
+        if not isinstance(members, list | tuple):
+            return members
+        return [load_spec(member) if isinstance(member, str) else member for member in members]
+
+    @model_validator(mode="after")
+    def _apart(self) -> Ensemble:
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"members {', '.join(names)}: each spec may stand once, since its name tells members apart"
+            )
+        if nested := [member.name for member in self.members if member.kind == "ensemble"]:
+            raise ValueError(f"members: {nested[0]} is an ensemble itself; name its members instead")
+        return self
+
+
+PARTS = {"appraisal": ("appraisal", "perceiver"), "llm": ("llm",), "ensemble": ("ensemble",)}  # what each kind needs
+
+
 class ClientSpec(_Rules):
-    """The rules of one kind of client. Emotions are 0-100; ``clamp`` is the largest change a turn may bring."""
+    """The rules of one kind of client. Emotions are 0-100; ``clamp`` is the largest change a turn may bring, None: any.
+
+    ``perceiver`` and ``appraisal`` belong to the embedded client, ``llm`` and ``ensemble`` to the kinds of their names.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9-]+-v\d+$")]
-    kind: Literal["appraisal"]
-    perceiver: str
-    clamp: Annotated[float, Field(gt=0)]
+    kind: Literal["appraisal", "llm", "ensemble"]
+    perceiver: str | None = None
+    clamp: Annotated[float, Field(gt=0)] | None
     floor: Annotated[float, Field(ge=0)]
     cap: Annotated[float, Field(le=100)]
     success_at: Annotated[float, Field(ge=0, le=100)]
     failure_below: Annotated[float, Field(ge=0, le=100)]
     max_turns: Annotated[int, Field(ge=1)]
-    appraisal: Appraisal
+    appraisal: Appraisal | None = None
+    llm: LlmRules | None = None
+    ensemble: Ensemble | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> ClientSpec:
         if self.floor >= self.cap:
             raise ValueError(f"floor {self.floor:g} must lie below cap {self.cap:g}")
+        for kind, parts in PARTS.items():
+            for part in parts:
+                if (getattr(self, part) is not None) != (kind == self.kind):
+                    do = "add it" if kind == self.kind else "remove it"
+                    raise ValueError(f"{part} belongs to kind {kind}, and this is kind {self.kind}; {do}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _own_parts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the parts of other kinds, so that a new kind leaves the hash of every other spec as it is."""
+        others = {part for kind, parts in PARTS.items() if kind != self.kind for part in parts}
+        return {key: value for key, value in handler(self).items() if key not in others}
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over the rules."""
         return content_hash(self.model_dump(mode="json"))
 
+    @property
+    def embedded(self) -> Appraisal:
+        """The embedded client's weights. Raises InputError when this is another kind of client."""
+        if self.appraisal is None:
+            raise InputError(f"client spec {self.name} is of kind {self.kind} and has no rules for the embedded client")
+        return self.appraisal
+
     def applied(self, emotion: float, written_change: float) -> float:
-        """The emotion after ``written_change``: clamped to +-clamp, then kept in [floor, cap]."""
-        change = max(-self.clamp, min(self.clamp, written_change))
+        """The emotion after ``written_change``: clamped to +-clamp where there is one, then kept in [floor, cap]."""
+        change = written_change
+        if self.clamp is not None:
+            change = max(-self.clamp, min(self.clamp, written_change))
         return max(self.floor, min(self.cap, emotion + change))
+
+
+Ensemble.model_rebuild()
+ClientSpec.model_rebuild()
 
 
 def load_spec(name_or_path: str) -> ClientSpec:

@@ -1,7 +1,8 @@
-"""Dialogues checked against their own rules: emotions recomputed, and talks with the embedded client played again.
+"""Dialogues checked against their own rules: emotions recomputed, and talks played again without a model.
 
-The embedded client has no weights, so the recorded replies, fed to a fresh one with the recorded card, rules and seed,
-must bring back every turn: text, emotion, reasons and the end.
+The recorded replies, fed to a fresh client with the recorded card, rules and seed, must bring back every turn: text,
+emotion, reasons and the end. The embedded client has no weights; one that a language model plays hears the model's
+recorded answers, each only to the prompt that it was given to.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any, NamedTuple
 
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
-from envs.clients import make_client
+from envs.clients import Models, make_client
+from envs.clients.calls import recorded_models
+from envs.clients.client import ClientFailure
+from envs.errors import InputError
 from envs.receipts import Line, ReceiptError, check_emotions
 from envs.trajectory import ClientTurn, Message, Stop, Trajectory
 
-REPLAYED_KINDS = {"appraisal"}
+REPLAYED_KINDS = {"appraisal", "llm", "ensemble"}
 CHUNK = 32  # dialogues handed to a worker at once
 FEW = 256  # dialogues up to which starting workers costs more than it saves
 
@@ -76,7 +80,10 @@ def check_dialogue(trajectory: Trajectory, card: PersonaCard, spec: ClientSpec) 
         return Finding("emotions", f"stopped by {trajectory.stop.value}, with error {trajectory.error!r}")
     if spec.kind not in REPLAYED_KINDS:
         return None
-    difference = asyncio.run(_played_again(trajectory, card, spec))
+    try:
+        difference = asyncio.run(_played_again(trajectory, card, spec))
+    except (ClientFailure, InputError, ValueError) as error:
+        difference = f"can't be played again: {error}"
     return Finding("replay", difference) if difference else None
 
 
@@ -84,7 +91,7 @@ async def _played_again(trajectory: Trajectory, card: PersonaCard, spec: ClientS
     """What differs from the record when the client hears the recorded replies again; None when nothing does."""
     if trajectory.opening is None:
         return None if trajectory.stop is Stop.ERROR and not trajectory.turns else "there is no opening"
-    client = make_client(card, spec, trajectory.seed)
+    client = make_client(card, spec, trajectory.seed, _recorded(trajectory, spec))
     if difference := _difference(trajectory.opening, await client.open()):
         return f"the opening: {difference}"
     history = [Message(speaker="client", text=trajectory.opening.text)]
@@ -98,6 +105,14 @@ async def _played_again(trajectory: Trajectory, card: PersonaCard, spec: ClientS
     if trajectory.stop is Stop.TURN_LIMIT and len(trajectory.turns) < spec.max_turns:
         return f"says that it reached the turn limit of {spec.max_turns} after {len(trajectory.turns)} turns"
     return None
+
+
+def _recorded(trajectory: Trajectory, spec: ClientSpec) -> Models | None:
+    """The recorded answers of the models that played the client, by the name of the spec that they played."""
+    if spec.ensemble is None:
+        return recorded_models(trajectory) if spec.kind == "llm" else None
+    played = [member.name for member in spec.ensemble.members if member.kind == "llm"]
+    return {name: recorded_models(trajectory, name) for name in played}
 
 
 def _difference(recorded: ClientTurn, again: ClientTurn) -> str | None:

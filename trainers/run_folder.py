@@ -247,8 +247,10 @@ def provenance(seeds: Mapping[str, int]) -> dict[str, Any]:
 
 
 def client_code(code: Path = CODE) -> str:
-    """SHA-256 over what decides how a client plays besides its spec: the ground floor and what perceivers read."""
-    files = [*code.glob("envs/**/*.py"), *code.glob("configs/perception/**/*.*")]
+    """SHA-256 over what decides how a client plays besides its spec: the ground floor, and what perceivers and played
+    clients read."""
+    folders = ("envs/**/*.py", "configs/perception/**/*.*", "configs/prompts/client/**/*.*")
+    files = [path for folder in folders for path in code.glob(folder)]
     return content_hash({path.relative_to(code).as_posix(): file_hash(path) for path in files})
 
 

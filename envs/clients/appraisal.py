@@ -23,8 +23,8 @@ class AppraisalClient:
 
     def __init__(self, card: PersonaCard, spec: ClientSpec, seed: int) -> None:
         self.card, self.spec, self.seed = card, spec, seed
-        self._rules, self._script = spec.appraisal, card.script
-        self._perceiver = get_perceiver(spec.perceiver)
+        self._rules, self._script = spec.embedded, card.script
+        self._perceiver = get_perceiver(spec.perceiver or "")
         self._speech = Speech(card, self._rules, seed)
         self._emotion = float(self._script.start_emotion)
         self._affect = from_emotion(self._emotion)
@@ -49,6 +49,10 @@ class AppraisalClient:
         self._heard.append(reply)
         self._said.append(turn.text)
         return turn
+
+    def speak_as(self, text: str) -> None:
+        """Take ``text`` as what was said last: in an ensemble it is the voice that speaks."""
+        self._said[-1] = text
 
     def _feel_and_speak(self, percept: Percept, verdict: Verdict) -> ClientTurn:
         push = push_of(verdict, percept)

@@ -8,6 +8,10 @@ from typing import Protocol
 from envs.trajectory import ClientTurn, Message
 
 
+class ClientFailure(Exception):
+    """The client could not be played on: its model failed or gave no usable answer. Never the supporter's low score."""
+
+
 class Client(Protocol):
     """A simulated person. One object plays one dialogue, so that no reply can reach somebody else's client."""
 

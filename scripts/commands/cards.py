@@ -52,7 +52,7 @@ def show(
     json: JsonFlag = False,
 ) -> None:
     """Show one card, the hidden need included, with its content hash."""
-    found = _find(card, paths or [CARDS_DIR])
+    found = find_card(card, paths or [CARDS_DIR])
     if json:
         print_json({**found.model_dump(mode="json"), "hash": found.hash})
         return
@@ -60,7 +60,8 @@ def show(
     stdout().print(f"{text}hash: {found.hash}", markup=False, soft_wrap=True)
 
 
-def _find(card: str, paths: list[Path]) -> PersonaCard:
+def find_card(card: str, paths: list[Path]) -> PersonaCard:
+    """The card with an id, or in a file. Raises InputError naming near ones."""
     if card.endswith((".yaml", ".yml")):
         return load_cards([Path(card)])[0]
     known = {one.id: one for one in load_cards(paths)}

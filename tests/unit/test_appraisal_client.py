@@ -182,7 +182,7 @@ def test_to_a_supporter_who_repeats_a_poster_nothing_is_told(path):
 def test_a_reply_that_went_wrong_is_answered_first_in_the_clients_language(path, reply, cause):
     who = load_card(path)
     said = told(who, reply)[1]
-    assert said.text.startswith(SPEC.appraisal.reactions[who.language][cause])
+    assert said.text.startswith(SPEC.embedded.reactions[who.language][cause])
 
 
 def test_english_parts_are_joined_by_a_space_and_chinese_ones_by_nothing():
@@ -288,7 +288,7 @@ def test_a_client_that_has_not_opened_refuses_to_answer():
 def lines_of(who: PersonaCard) -> list[str]:
     voice = who.script.voice
     own = [who.script.opening, *(fact.say for fact in who.script.facts), *voice.warming, *voice.guarded, *voice.hurt]
-    reactions = [line for lines in SPEC.appraisal.reactions[who.language].values() for line in lines]
+    reactions = [line for lines in SPEC.embedded.reactions[who.language].values() for line in lines]
     return [*own, voice.leaving, voice.relieved, *reactions]
 
 
@@ -334,5 +334,5 @@ def test_no_emotion_stands_in_what_it_says():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_no_reaction_of_the_spec_has_a_figure_in_it(language):
-    reactions = SPEC.appraisal.reactions[language]
+    reactions = SPEC.embedded.reactions[language]
     assert len(reactions) >= 16 and not re.search(r"\d", json.dumps(reactions, ensure_ascii=False))

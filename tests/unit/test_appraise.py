@@ -14,7 +14,7 @@ from envs.clients.appraise import GOOD_STRATEGIES, Mood, Verdict, appraise, mood
 from envs.perception.percept import Move, Percept
 from tests.unit.dialogues import card
 
-RULES = load_spec("appraisal-v1").appraisal
+RULES = load_spec("appraisal-v1").embedded
 # Avoidant: warmth counts in full, harms 1.05 times. Nothing in the tests below soothes or hurts unless it says so.
 PERSON = card(
     "en-person",

@@ -100,6 +100,6 @@ def test_floor_and_cap_of_the_spec_hold():
 @given(emotion=st.floats(0, 100), written=st.floats(allow_nan=False, allow_infinity=False))
 def test_no_change_leaves_the_range_or_outruns_the_clamp_or_turns_its_sign(emotion, written):
     after = SPEC.applied(emotion, written)
-    assert 0 <= after <= 100
+    assert 0 <= after <= 100 and SPEC.clamp
     assert abs(after - emotion) <= min(SPEC.clamp, abs(written)) + 1e-9
     assert (after - emotion) * written >= 0

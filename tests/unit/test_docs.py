@@ -85,7 +85,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[flo
 
 
 def test_the_client_page_shows_the_numbers_of_its_spec() -> None:
-    rules = load_spec("appraisal-v1").appraisal
+    rules = load_spec("appraisal-v1").embedded
     described = page("docs/client.md").split("<!-- numbers -->")[1].split("<!-- /numbers -->")[0]
     by_name = {cells[0].strip("`"): cells[1:] for cells in rows(described, 4)}
     for act, by_phase in rules.strategies.items():

@@ -1,0 +1,166 @@
+"""The calls behind a client's turn: asked, read, asked again when the answer can't be used, and kept for the receipt.
+
+What is kept is what the turn can be recomputed from: the hash of the prompt, the model, the seed and the raw answer of
+every call, with the cause where it was rejected. Whether an answer came from a cache is not kept, so that a cached
+rerun gives the same receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from envs.clients.answers import BadAnswer, parse_answer, schema_of
+from envs.clients.client import ClientFailure
+from envs.llm_rules import LlmRules
+from envs.models.model_client import Answer, Ask, ChatMessage, ModelClient, ModelError
+from envs.trajectory import Record, Trajectory
+
+Part = TypeVar("Part", bound=Record)
+MakePrompt = Callable[[str | None], tuple[ChatMessage, ...]]  # from the cause of the last rejection to the messages
+
+
+class Call(Record):
+    """One answer of a client's model. ``rejected``: why it could not be used; None: the turn went by it."""
+
+    asked: str
+    prompt: str
+    model: str
+    seed: int
+    attempt: int
+    raw: str
+    rejected: str | None = None
+
+
+class Unusable(ClientFailure):
+    """No attempt at a question gave an answer that can be read. ``calls`` holds them all."""
+
+    def __init__(self, asked: str, calls: Sequence[Call]) -> None:
+        last = calls[-1]
+        super().__init__(
+            f"the client's model {last.model} gave {len(calls)} answers to {asked!r} that can't be used; the last "
+            f"because {last.rejected}"
+        )
+        self.calls = list(calls)
+
+
+@dataclass(frozen=True)
+class ClientModels:
+    """The models behind one played client: the one that appraises, and the one that speaks."""
+
+    appraise: ModelClient
+    reply: ModelClient
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model: by which name, with which prompt and seed, for which kind of answer.
+
+    ``wrong``: what is wrong with a readable answer, in fixed words. After the last attempt the last readable answer is
+    taken all the same, with a note.
+    """
+
+    asked: str
+    make_prompt: MakePrompt
+    seed: int
+    wrong: Callable[[Any], list[str]] = lambda answer: []
+
+
+async def put(
+    question: Question, kind: type[Part], model: ModelClient, rules: LlmRules
+) -> tuple[Part, list[Call], list[str]]:
+    """The answer, every call that was made for it, and notes on what is wrong with the answer all the same.
+
+    Raises Unusable when no attempt gave an answer that can be read, ClientFailure when the model gave none at all.
+    """
+    calls: list[Call] = []
+    readable: tuple[Part, list[str]] | None = None
+    bounds = rules.change_bounds if "change" in kind.model_fields else None
+    for attempt in range(rules.attempts):
+        ask = Ask(
+            messages=question.make_prompt(calls[-1].rejected if calls else None),
+            answer_schema=schema_of(kind, bounds),
+            schema_name=question.asked,
+            seed=question.seed,
+            attempt=attempt,
+            temperature=rules.temperature,
+            max_tokens=rules.max_tokens,
+        )
+        answer = await _answer(model, ask)
+        cause: str | None = None
+        try:
+            part = parse_answer(answer.text, kind, bounds)
+            notes = question.wrong(part)
+            readable, cause = (part, notes), "; ".join(notes) or None
+        except BadAnswer as error:
+            cause = str(error)
+        calls.append(
+            Call(
+                asked=question.asked,
+                prompt=ask.prompt_hash,
+                model=answer.model,
+                seed=ask.seed,
+                attempt=attempt,
+                raw=answer.text,
+                rejected=cause,
+            )
+        )
+        if cause is None:
+            break
+    if readable is None:
+        raise Unusable(question.asked, calls)
+    part, notes = readable
+    return part, calls, notes
+
+
+async def _answer(model: ModelClient, ask: Ask) -> Answer:
+    try:
+        return await model.ask(ask)
+    except ModelError as error:
+        raise ClientFailure(
+            f"the client's model {model.model} gave no answer to {ask.schema_name!r}: {error}"
+        ) from error
+
+
+class RecordedModel:
+    """Hands out recorded answers in their order, each only to the prompt that it was the answer to."""
+
+    model = "recorded"
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = list(calls)
+        self._next = 0
+
+    async def ask(self, ask: Ask) -> Answer:
+        """The next recorded answer. Raises ModelError when none is left or the prompt is not the recorded one."""
+        if self._next >= len(self._calls):
+            raise ModelError(f"the record holds {len(self._calls)} answers, and one more is asked for")
+        call = self._calls[self._next]
+        if call.prompt != ask.prompt_hash:
+            raise ModelError(f"the prompt of call {self._next + 1} is not the one that the record names")
+        self._next += 1
+        return Answer(text=call.raw, model=call.model)
+
+
+def recorded_models(trajectory: Trajectory, member: str | None = None) -> ClientModels:
+    """Models that answer as they did in ``trajectory``; ``member``: of an ensemble, by its spec's name.
+
+    Raises ValueError when the record of the calls can't be read.
+    """
+    turns = [trajectory.opening, *(turn.client for turn in trajectory.turns)]
+    appraisals: list[Mapping[str, Any]] = [turn.appraisal for turn in turns if turn]
+    try:
+        if member is not None:
+            appraisals = [_member(appraisal, member) for appraisal in appraisals]
+        calls = [Call.model_validate(call) for appraisal in appraisals for call in appraisal.get("calls", [])]
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("the record of the model's calls can't be read") from error
+    model = RecordedModel(calls)
+    return ClientModels(model, model)
+
+
+def _member(appraisal: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return {found["spec"]: found["appraisal"] for found in appraisal["members"]}[name]
