@@ -95,7 +95,7 @@ class ModelPool:
 
         def view() -> MeteredModel:
             own = reached.endpoint.dialogue(deadline) if reached.endpoint else None
-            if cache:
+            if cache is not None:  # an empty one is falsy
                 return MeteredModel(CachedModel(own, cache, reached.name), own)
             assert own  # offline without a cache is refused with the config
             return MeteredModel(own, own)
