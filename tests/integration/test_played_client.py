@@ -146,7 +146,8 @@ def test_a_run_recorded_once_replays_offline_to_the_same_receipts_and_the_same_a
         monkeypatch.setattr(socket.socket, name, denied)
     monkeypatch.setattr(socket, "getaddrinfo", denied)
     monkeypatch.delenv("ATTUNE_TEST_KEY")
-    again, summary = played(model_dir, run_dir.parent, server.url, "again", "client.offline=true")
+    more = ("client.offline=true", f"run.dir={run_dir.parent / 'offline'}")  # versions bear the run's name, so it stays
+    again, summary = played(model_dir, run_dir.parent, server.url, "recorded", *more)
     assert summary["verified"] is True
     logs = ("trajectories.jsonl", "evaluation/base/trajectories.jsonl", "evaluation/tuned/trajectories.jsonl")
     for name in (*logs, "scores.jsonl", "adapters/final/adapter_model.safetensors"):
@@ -172,7 +173,7 @@ def test_an_evaluation_with_a_client_that_training_never_met_is_one_line_and_the
     with ScriptedServer() as server:
         given = overrides(model_dir, tmp_path, server.url, "other", "evaluation.client.spec=sage-v1")
         assert main(["evaluate", "--out", str(tmp_path / "out"), "--base", *given]) == 0
-    assert "client sage-v1; training had attune-v1" in capsys.readouterr().out
+    assert "client sage-v1; training had attune-v1" in " ".join(capsys.readouterr().out.split())
     assert {line.trajectory.spec for line in read_log(tmp_path / "out" / "trajectories.jsonl")} == {"sage-v1"}
 
 
