@@ -57,15 +57,17 @@ class ClientModels:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model: by which name, with which prompt and seed, for which kind of answer.
+    """What is asked of a model: by which name, with which prompt and seed.
 
-    ``wrong``: what is wrong with a readable answer, in fixed words. After the last attempt the last readable answer is
-    taken all the same, with a note.
+    ``heard``: the supporter's reply, which may hold an answer ready-made; one whose every text stands in it is no
+    answer. ``wrong``: what is wrong with a readable answer, in fixed words. After the last attempt the last readable
+    answer is taken all the same, with a note.
     """
 
     asked: str
     make_prompt: MakePrompt
     seed: int
+    heard: str = ""
     wrong: Callable[[Any], list[str]] = lambda answer: []
 
 
@@ -93,6 +95,8 @@ async def put(
         cause: str | None = None
         try:
             part = parse_answer(answer.text, kind, bounds)
+            if _ready_made(part, question.heard):
+                raise BadAnswer("the answer was taken from the supporter's reply, word for word")
             notes = question.wrong(part)
             readable, cause = (part, notes), "; ".join(notes) or None
         except BadAnswer as error:
@@ -123,6 +127,10 @@ async def _answer(model: ModelClient, ask: Ask) -> Answer:
         raise ClientFailure(
             f"the client's model {model.model} gave no answer to {ask.schema_name!r}: {error}"
         ) from error
+
+
+def _ready_made(answer: Record, heard: str) -> bool:
+    return all(text in heard for text in answer.model_dump().values() if isinstance(text, str))
 
 
 class RecordedModel:

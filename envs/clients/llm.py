@@ -48,7 +48,8 @@ class LlmClient:
         notes: list[str] = []
         text = self.card.opening or ""
         if self._rules.opening == "generated":
-            question = Question("open", self._opening_prompt, self._seed_of("open"), self._wrong([self._emotion]))
+            wrong = self._wrong([self._emotion])
+            question = Question("open", self._opening_prompt, self._seed_of("open"), wrong=wrong)
             opened, calls, notes = await put(question, Opened, self.models.reply, self._rules)
             text = opened.message
         self._said.append(text)
@@ -94,16 +95,16 @@ class LlmClient:
 
     async def _feel(self, history: Sequence[Message]) -> tuple[Appraised, list[int | None], list[Call]]:
         """The appraisal that counts, the changes of its retests (None: no usable answer), and all calls."""
-        model, rules = self.models.appraise, self._rules
+        model, rules, heard = self.models.appraise, self._rules, history[-1].text
 
         def make_prompt(cause: str | None) -> tuple[ChatMessage, ...]:
             return self._appraise_prompt(history, cause)
 
-        question = Question("appraise", make_prompt, self._seed_of("appraise"))
+        question = Question("appraise", make_prompt, self._seed_of("appraise"), heard)
         appraised, calls, _ = await put(question, Appraised, model, rules)
         retests: list[int | None] = []
         for number in range(rules.retests):
-            again = Question("appraise", make_prompt, self._seed_of("retest", number))
+            again = Question("appraise", make_prompt, self._seed_of("retest", number), heard)
             try:
                 other, more, _ = await put(again, Appraised, model, rules)
                 retests.append(other.change)
@@ -125,7 +126,7 @@ class LlmClient:
             return self._speech_prompt(self._rules.prompts.reply, after, cause, fence=fence, **values)
 
         wrong = self._wrong([before, after], history)
-        question = Question("reply", make_prompt, self._seed_of("reply"), wrong)
+        question = Question("reply", make_prompt, self._seed_of("reply"), history[-1].text, wrong)
         return await put(question, Spoken, self.models.reply, self._rules)
 
     def _appraise_prompt(self, history: Sequence[Message], cause: str | None) -> tuple[ChatMessage, ...]:
