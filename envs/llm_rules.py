@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from envs.cards import Language, StartEmotion
 
 Band = Literal["S", "A", "B", "C", "F"]
+LONGEST_TEXT = 2_000  # characters of one field of an answer, whatever a spec says
 Change = Annotated[int, Field(ge=-100, le=100)]
 Stem = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 
@@ -36,7 +37,8 @@ class LlmRules(_Rules):
     must keep it out ("never": the call that speaks isn't told it either), or may say it. ``bands``: letter to lowest
     emotion. ``ends_at_success``: whether the talk ends at ``success_at``; ``ends_below``: emotion under which it ends,
     None: the spec's ``failure_below``. ``usual_change`` is told in the prompt, ``change_bounds`` (lowest, highest)
-    stand in the answer's schema. ``questions``: how many one message may ask; ``longest``: characters of a message.
+    stand in the answer's schema. ``questions``: how many one message may ask; ``longest``: characters of a message,
+    ``longest_thought`` of each thought that leads to it.
     ``attempts``: how often one thing is asked at most. ``retests``: how often each appraisal is asked for again with
     another seed; at a temperature over 0 at least once, because what can't be repeated has to say how far it strays.
     """
@@ -52,6 +54,7 @@ class LlmRules(_Rules):
     change_bounds: tuple[Change, Change]
     questions: Annotated[int, Field(ge=0)]
     longest: dict[Language, Annotated[int, Field(ge=1)]]
+    longest_thought: Annotated[int, Field(ge=1, le=LONGEST_TEXT)]
     temperature: Annotated[float, Field(ge=0)]
     max_tokens: Annotated[int, Field(ge=1)]
     attempts: Annotated[int, Field(ge=1)]

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from envs.clients.calls import ClientModels
-
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients import make_client
+from envs.clients.calls import ClientModels
 from envs.clients.client import Client
 from envs.errors import InputError
 from envs.models.cache import CachedModel, ResponseCache

@@ -10,10 +10,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import StrictBool, StrictInt, StringConstraints, ValidationError
 
+from envs.llm_rules import LONGEST_TEXT
 from envs.trajectory import Record
 
 LONGEST_ANSWER = 20_000  # characters
-LONGEST_TEXT = 2_000  # characters of one field
+
+SAID = ("draft", "message")  # what is said; the other texts are thoughts
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=LONGEST_TEXT)]
 Part = TypeVar("Part", bound=Record)
@@ -53,12 +55,18 @@ class Opened(Record):
     message: Text
 
 
-def schema_of(kind: type[Record], change_bounds: tuple[int, int] | None = None) -> dict[str, Any]:
+def schema_of(
+    kind: type[Record],
+    change_bounds: tuple[int, int] | None = None,
+    longest_thought: int = LONGEST_TEXT,
+    longest_message: int = LONGEST_TEXT,
+) -> dict[str, Any]:
     """The JSON schema of ``kind``; its fields come in the order in which they are thought. ``change_bounds``: the
-    lowest and the highest change."""
+    lowest and the highest change. Lengths in characters: a model that doesn't find an end is stopped by them."""
     properties: dict[str, Any] = {}
     for name in kind.model_fields:
-        properties[name] = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT}
+        longest = longest_message if name in SAID else longest_thought
+        properties[name] = {"type": "string", "minLength": 1, "maxLength": longest}
     if "goodbye" in properties:
         properties["goodbye"] = {"type": "boolean"}
     if "change" in properties:
