@@ -57,7 +57,7 @@ class ClientModels:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model: by which name, with which prompt and seed.
+    """What is asked of a model: by which name, with which prompt and seed, and how long what is said may be.
 
     ``heard``: the supporter's reply, which may hold an answer ready-made; one whose every text stands in it is no
     answer. ``wrong``: what is wrong with a readable answer, in fixed words. After the last attempt the last readable
@@ -67,6 +67,7 @@ class Question:
     asked: str
     make_prompt: MakePrompt
     seed: int
+    longest: int
     heard: str = ""
     wrong: Callable[[Any], list[str]] = lambda answer: []
 
@@ -84,7 +85,7 @@ async def put(
     for attempt in range(rules.attempts):
         ask = Ask(
             messages=question.make_prompt(calls[-1].rejected if calls else None),
-            answer_schema=schema_of(kind, bounds),
+            answer_schema=schema_of(kind, bounds, rules.longest_thought, question.longest),
             schema_name=question.asked,
             seed=question.seed,
             attempt=attempt,

@@ -31,6 +31,7 @@ class LlmClient:
     def __init__(self, card: PersonaCard, spec: ClientSpec, seed: int, models: ClientModels) -> None:
         self.card, self.spec, self.seed, self.models = card, spec, seed, models
         self._rules = _rules_of(spec)
+        self._longest = self._rules.longest[card.language]
         self._words = words(card.language)
         self._persona, self._need = persona_text(card), need_text(card)
         self._emotion = float(_start_emotion(card, self._rules))
@@ -49,7 +50,7 @@ class LlmClient:
         text = self.card.opening or ""
         if self._rules.opening == "generated":
             wrong = self._wrong([self._emotion])
-            question = Question("open", self._opening_prompt, self._seed_of("open"), wrong=wrong)
+            question = Question("open", self._opening_prompt, self._seed_of("open"), self._longest, wrong=wrong)
             opened, calls, notes = await put(question, Opened, self.models.reply, self._rules)
             text = opened.message
         self._said.append(text)
@@ -100,11 +101,11 @@ class LlmClient:
         def make_prompt(cause: str | None) -> tuple[ChatMessage, ...]:
             return self._appraise_prompt(history, cause)
 
-        question = Question("appraise", make_prompt, self._seed_of("appraise"), heard)
+        question = Question("appraise", make_prompt, self._seed_of("appraise"), self._longest, heard)
         appraised, calls, _ = await put(question, Appraised, model, rules)
         retests: list[int | None] = []
         for number in range(rules.retests):
-            again = Question("appraise", make_prompt, self._seed_of("retest", number), heard)
+            again = Question("appraise", make_prompt, self._seed_of("retest", number), self._longest, heard)
             try:
                 other, more, _ = await put(again, Appraised, model, rules)
                 retests.append(other.change)
@@ -126,7 +127,7 @@ class LlmClient:
             return self._speech_prompt(self._rules.prompts.reply, after, cause, fence=fence, **values)
 
         wrong = self._wrong([before, after], history)
-        question = Question("reply", make_prompt, self._seed_of("reply"), history[-1].text, wrong)
+        question = Question("reply", make_prompt, self._seed_of("reply"), self._longest, history[-1].text, wrong)
         return await put(question, Spoken, self.models.reply, self._rules)
 
     def _appraise_prompt(self, history: Sequence[Message], cause: str | None) -> tuple[ChatMessage, ...]:
@@ -161,7 +162,7 @@ class LlmClient:
             band=band,
             mood=self._words.bands[band],
             questions=rules.questions,
-            longest=rules.longest[language],
+            longest=self._longest,
             cause=cause,
             **values,
         )
@@ -194,7 +195,7 @@ class LlmClient:
                 known=known,
                 need=None if self._rules.hidden_intention == "may_reveal" else self._need,
                 questions=self._rules.questions,
-                longest=self._rules.longest[self.card.language],
+                longest=self._longest,
             )
 
         return check
