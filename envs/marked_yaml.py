@@ -21,7 +21,7 @@ SEVERAL = "several"
 
 
 def load_marked(path: Path, model: type[Model]) -> Model:
-    """Read ``path`` into ``model``. Raises InputError with a line for each problem; FileNotFoundError passes through."""
+    """Read ``path`` into ``model``. Raises InputError with a line for each problem, FileNotFoundError as it is."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)

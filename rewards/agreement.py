@@ -1,9 +1,9 @@
 """How far two raters agree: intraclass correlations, their bootstrap intervals, and the pairs that one of them ordered.
 
-ICC(C,1) asks whether the raters rank alike, ICC(A,1) whether they give the same numbers; both for a single rater, of the
-two-way model (McGraw & Wong 1996, doi:10.1037/1082-989X.1.1.30). One is computed over the ratings of single responses,
-which is the level of a reward, the other over each responder's mean, which is the level that MentalBench publishes
-(arXiv 2510.19032).
+ICC(C,1) asks whether the raters rank alike, ICC(A,1) whether they give the same numbers; both for a single rater, of
+the two-way model (McGraw & Wong 1996, doi:10.1037/1082-989X.1.1.30). They are computed over the ratings of single
+responses, which is the level of a reward, and over each responder's mean, which is the level that MentalBench
+publishes (arXiv 2510.19032).
 
 Shapes: N rows (responses), A axes, R responders, B resamples. Percentile intervals. Where MentalBench's intervals leave
 out resamples whose coefficient is negative, these keep them: leaving them out makes a poor rater look better.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def moments(x: Floats, y: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Level:
-    """The coefficients of every axis at one level, (1, A), and their resamples over responders and over rows, (B, A)."""
+    """Every axis' coefficients at one level, (1, A), and their resamples over responders and over rows, (B, A)."""
 
     value: Icc
     over_responders: Icc | None
@@ -82,8 +83,13 @@ class Level:
 
 def _weighted(weights: Floats, features: Floats) -> Icc:
     """The coefficients where each thing counts ``weights`` (B, n) times; ``features`` (n, A, 5)."""
-    sums = np.tensordot(weights, features, axes=(1, 0))
+    sums = _sums(weights, features)
     return two_rater_icc(weights.sum(axis=1), sums)
+
+
+def _sums(weights: Floats, features: Floats) -> Floats:
+    """Weighted sums, (B, n) and (n, A, 5) -> (B, A, 5)."""
+    return (weights @ features.reshape(len(features), -1)).reshape(len(weights), *features.shape[1:])
 
 
 def item_level(x: Floats, y: Floats, responders: NDArray[np.int64] | None, resamples: int, seed: int) -> Level:
@@ -96,10 +102,7 @@ def item_level(x: Floats, y: Floats, responders: NDArray[np.int64] | None, resam
         sums = np.zeros((count, *features.shape[1:]))
         np.add.at(sums, responders, features)
         sizes = np.bincount(responders, minlength=count).astype(float)
-        drawn = [
-            two_rater_icc(weights @ sizes, np.tensordot(weights, sums, axes=(1, 0)))
-            for weights in draws(count, resamples, seed)
-        ]
+        drawn = [two_rater_icc(weights @ sizes, _sums(weights, sums)) for weights in draws(count, resamples, seed)]
         by_responder = _joined(drawn)
     return Level(_weighted(np.ones((1, len(x))), features), by_responder, _joined(parts))
 
@@ -122,7 +125,7 @@ def _means(weights: Floats, both: Floats, starts: NDArray[np.int64]) -> Floats:
     """Each responder's means, (B, R, 2A); NaN where a resample holds none of its rows."""
     means = np.empty((len(weights), len(starts) - 1, both.shape[1]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        for index, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for index, (start, end) in enumerate(pairwise(starts)):
             part = weights[:, start:end]
             means[:, index] = (part @ both[start:end]) / part.sum(axis=1, keepdims=True)
     return means

@@ -52,20 +52,22 @@ class Data(Record):
     judge_sha256: str
 
 
-class Certificate(Record):
+class Certificate(Audit):
     """A judge's audit, whose it is and what it was made from, with a signature over all of it."""
 
     format: Literal[1] = FORMAT
     judge: Subject
     data: Data
-    audit: Audit
     signature: Signature
 
     @classmethod
     def sign(cls, judge: Subject, data: Data, audit: Audit, key: str | None = None) -> Certificate:
         """A certificate signed with ``key``, else with the one in ATTUNE_CERT_KEY, else with a digest."""
         key = key or key_from_environment()
-        unsigned = cls(judge=judge, data=data, audit=audit, signature=Signature(kind=UNSIGNED, value=""))
+        blank = Signature(kind=UNSIGNED, value="")
+        unsigned = cls(
+            judge=judge, data=data, signature=blank, **{name: getattr(audit, name) for name in Audit.model_fields}
+        )
         kind = SIGNED if key else UNSIGNED
         return unsigned.model_copy(update={"signature": Signature(kind=kind, value=unsigned._digest(key))})
 
@@ -107,9 +109,9 @@ class Certificate(Record):
                 return f"the certificate names no {what}"
             if certified != used:
                 return f"the certificate is for another {what}: {certified}, and not {used}"
-        report = next((one for one in self.audit.axes if one.axis == axis), None)
+        report = next((one for one in self.axes if one.axis == axis), None)
         if report is None:
-            return f"the certificate has no axis {axis!r}; it has {', '.join(one.axis for one in self.audit.axes)}"
+            return f"the certificate has no axis {axis!r}; it has {', '.join(one.axis for one in self.axes)}"
         return None if report.passes else f"the judge does not pass on {axis}: {'; '.join(report.refused_for)}"
 
     def covers(self, rubric_hash: str, axis: str, model: str, prompt_hash: str) -> bool:

@@ -1,7 +1,7 @@
 """Whether a judge's ratings may be a reward: its agreement with people, axis by axis, and a verdict on each.
 
-The verdict looks at how well the reliability over responders is known: MentalBench (arXiv 2510.19032) calls an axis good
-where the bootstrap interval of ICC(C,1) over responders is at most .355 wide, moderate to .560, and poor beyond. A
+The verdict looks at how well the reliability over responders is known: MentalBench (arXiv 2510.19032) calls an axis
+good where the bootstrap interval of ICC(C,1) over responders is at most .355 wide, moderate to .560, and poor beyond. A
 narrow interval around nothing would pass, and a reward compares single responses where MentalBench compares means of a
 thousand. So an axis passes only if, besides, the lower end of the item-level ICC(C,1) is at least .40: below that,
 agreement is poor by Cicchetti (1994, doi:10.1037/1040-3590.6.4.284). Asking it of the lower end keeps a judge from
@@ -39,7 +39,7 @@ Interval = tuple[float, float]
 class Settings(Record):
     """How an audit is made. ``margin``: from which difference on people are taken to have ordered two responses.
 
-    ``low`` and ``high`` are the ends of the scale; ratings outside are missing ones. None: whatever stands in the files.
+    ``low`` and ``high`` are the ends of the scale; ratings outside are missing ones. None: as they stand in the files.
     """
 
     resamples: Annotated[int, Field(ge=100)] = 1000
@@ -80,8 +80,8 @@ class Inflation(Record):
 class AxisReport(Record):
     """One axis. ``icc_c1`` and ``icc_a1`` are over responders' means; ``bias`` is judge less people, in points.
 
-    ``pairs`` counts the pairs that people ordered, ``ties`` and ``inversions`` are shares of them. ``verdict`` is by the
-    interval's width, None where there is none; ``refused_for`` says why the axis does not pass.
+    ``pairs`` counts the pairs that people ordered, ``ties`` and ``inversions`` are shares of them. ``verdict`` is by
+    the interval's width, None where there is none; ``refused_for`` says why the axis does not pass.
     """
 
     axis: str
@@ -148,7 +148,7 @@ def audit(ratings: Ratings, settings: Settings, excluded: Sequence[str] = ()) ->
     kept = complete & ~own
     if kept.sum() < 2:
         raise InputError(
-            f"{int(kept.sum())} of {len(human)} responses have a rating by both on every axis ({', '.join(ratings.axes)})"
+            f"{int(kept.sum())} of {len(human)} responses are rated by both on every axis ({', '.join(ratings.axes)})"
             + (" within the scale; mend --scale" if settings.low is not None else "; two are the least")
         )
     x, y = human[kept], judge[kept]
@@ -284,5 +284,5 @@ def _rounded(value: float) -> float:
 
 
 def judge_names(path: Path, model: str | None) -> tuple[str, ...]:
-    """What the judge may be called among the responders: its file's stem, its model's name with and without the owner."""
+    """What the judge may be called among the responders: its file's stem, its model's name with and without owner."""
     return (path.stem, *((model, model.rsplit("/", 1)[-1]) if model else ()))

@@ -28,7 +28,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns are called, where that can't be found out: the conversation, the responder, judge's -> people's."""
+    """The columns' names, where they can't be found: conversation, responder, and the judge's name -> people's."""
 
     conversation: str | None = None
     responder: str | None = None

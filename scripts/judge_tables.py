@@ -13,12 +13,11 @@ from rewards.certify import AxisReport, Coefficient
 NOTHING = "-"
 
 
-def certificate_table(certificate: Certificate) -> Table:
+def certificate_table(found: Certificate) -> Table:
     """One row for each axis: agreement over responders and over single responses, pairs, bias, verdict."""
-    audit = certificate.audit
     table = Table(
-        title=f"{certificate.judge.name} against people: {audit.used:,} responses, {audit.conversations:,} "
-        f"conversations, {len(audit.responders)} responders\n95 % intervals over responders, item-level over responses",
+        title=f"{found.judge.name} against people: {found.used:,} responses, {found.conversations:,} conversations, "
+        f"{len(found.responders)} responders\n95 % intervals over responders, at item level over responses",
         title_justify="left",
         title_style="bold",
         box=box.HORIZONTALS,
@@ -29,7 +28,7 @@ def certificate_table(certificate: Certificate) -> Table:
     columns = ("ICC(C,1)", "ICC(A,1)", "item C,1", "item A,1", "ties %", "inverted %", "bias", "top %\njudge/people")
     for name in (*columns, "verdict", "reward"):
         table.add_column(name, justify="right")
-    for axis in audit.axes:
+    for axis in found.axes:
         table.add_row(axis.axis, *_cells(axis))
     return table
 
@@ -61,24 +60,23 @@ def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share * 100:.1f}"
 
 
-def certificate_notes(certificate: Certificate, ignored: Sequence[str]) -> Iterator[str]:
+def certificate_notes(found: Certificate, ignored: Sequence[str]) -> Iterator[str]:
     """What was left out, and why axes are refused."""
-    audit = certificate.audit
-    if audit.excluded:
-        yield f"left out as the judge's own: {', '.join(audit.excluded)} ({audit.own_responses:,} responses)"
+    if found.excluded:
+        yield f"left out as the judge's own: {', '.join(found.excluded)} ({found.own_responses:,} responses)"
     else:
         yield "no responder is left out; name the judge's own with --exclude"
-    if audit.incomplete:
-        yield f"left out without a rating by both on every axis: {audit.incomplete:,} of {audit.responses:,} responses"
-    if audit.unmatched:
-        yield f"rated in one file only: {audit.unmatched:,} responses"
+    if found.incomplete:
+        yield f"left out, not rated by both on every axis: {found.incomplete:,} of {found.responses:,} responses"
+    if found.unmatched:
+        yield f"rated in one file only: {found.unmatched:,} responses"
     if ignored:
         yield f"columns that are no axes: {', '.join(ignored)}"
-    if audit.beyond_judge and audit.settings.low is None:
+    if found.beyond_judge and found.settings.low is None:
         yield (
-            f"people's ratings go beyond the judge's range in {audit.beyond_judge:,} responses; "
+            f"people's ratings go beyond the judge's range in {found.beyond_judge:,} responses; "
             "if they are off the scale, --scale LOW:HIGH leaves them out"
         )
-    for axis in audit.axes:
+    for axis in found.axes:
         if not axis.passes:
             yield f"{axis.axis} is refused: {'; '.join(axis.refused_for)}"

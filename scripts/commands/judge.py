@@ -74,18 +74,12 @@ def certify(
     for note in certificate_notes(certificate, ratings.ignored):
         stderr.print(note, markup=False, soft_wrap=True)
     if json:
-        print_json(as_json(certificate))
+        print_json(certificate.model_dump(mode="json"))
         return
     stdout().print(certificate_table(certificate))
     stdout().print(
         f"signature: {certificate.signature.kind}{'' if out else f'; --out writes it ({KEY_VARIABLE} signs)'}"
     )
-
-
-def as_json(certificate: Certificate) -> dict[str, object]:
-    """The certificate with the audit's parts at the top: ``axes`` and counts beside ``judge`` and ``signature``."""
-    data = certificate.model_dump(mode="json")
-    return {"axes": data["audit"].pop("axes"), **data.pop("audit"), **data}
 
 
 def _scale(given: str | None, rubric: Rubric | None) -> tuple[float | None, float | None]:
