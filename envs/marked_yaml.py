@@ -10,14 +10,20 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
 
 from envs.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[str | int, ...]  # keys and positions, from the whole file down
 Problem = tuple[Place, str]
-SEVERAL = "several"
+
+
+class Problems(ValueError):
+    """What a model's validator raises for problems in its parts; each place is relative to the model."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in problems))
+        self.problems = tuple(problems)
 
 
 def load_marked(path: Path, model: type[Model]) -> Model:
@@ -46,17 +52,12 @@ def load_marked(path: Path, model: type[Model]) -> Model:
         raise InputError("\n".join(_told(path, root, place, message) for place, message in problems)) from error
 
 
-def several(problems: Sequence[Problem]) -> PydanticCustomError:
-    """What a model's validator raises for problems in its parts; each place is relative to the model."""
-    summary = "; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in problems)
-    return PydanticCustomError(SEVERAL, "{summary}", {"summary": summary, "problems": list(problems)})
-
-
 def _problems(error: Any, known: Sequence[str]) -> Iterator[Problem]:
     """A pydantic error as problems, each with its place in the file."""
     place = tuple(part for part in error["loc"] if part != "[key]")
-    if error["type"] == SEVERAL:
-        yield from (((*place, *within), message) for within, message in error["ctx"]["problems"])
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Problems):
+        yield from (((*place, *within), message) for within, message in cause.problems)
     else:
         yield place, _reason(error, known)
 

@@ -66,8 +66,8 @@ def _coefficients(rows: Floats, columns: Floats, error: Floats, n: Floats | int,
 
 
 def moments(x: Floats, y: Floats) -> Floats:
-    """x, y, xx, yy, xy of two raters' ratings, (N, A) each -> (N, A, 5), both moved by one constant."""
-    middle = (x.mean() + y.mean()) / 2
+    """x, y, xx, yy, xy of two raters' ratings, (..., A) each -> (..., A, 5), both moved by one constant."""
+    middle = (np.nanmean(x) + np.nanmean(y)) / 2  # a resample without a responder has NaN for its mean
     x, y = x - middle, y - middle
     return np.stack([x, y, x * x, y * y, x * y], axis=-1)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 from envs.cards import Language
 from envs.errors import InputError
 from envs.hashing import content_hash
-from envs.marked_yaml import Place, Problem, load_marked, several
+from envs.marked_yaml import Place, Problem, Problems, load_marked
 
 RUBRICS_DIR = Path(__file__).resolve().parent.parent / "configs" / "rubrics"
 
@@ -73,7 +73,7 @@ class Rubric(_Part):
         if not any(axis.weight for axis in self.axes):
             problems.append((("axes",), "every axis has weight 0; give one a weight above it"))
         if problems:
-            raise several(problems)
+            raise Problems(problems)
         return self
 
     @cached_property

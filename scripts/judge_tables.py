@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from rewards.certificate import Certificate
@@ -23,11 +24,12 @@ def certificate_table(found: Certificate) -> Table:
         box=box.HORIZONTALS,
         show_edge=False,
         pad_edge=False,
+        collapse_padding=True,
     )
-    table.add_column("axis")
-    columns = ("ICC(C,1)", "ICC(A,1)", "item C,1", "item A,1", "ties %", "inverted %", "bias", "top %\njudge/people")
+    table.add_column("axis", no_wrap=True)
+    columns = ("ICC(C,1)", "ICC(A,1)", "item C,1", "item A,1", "ties %", "inverted %", "bias", "at top %")
     for name in (*columns, "verdict", "reward"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for axis in found.axes:
         table.add_row(axis.axis, *_cells(axis))
     return table
@@ -52,12 +54,17 @@ def _cells(axis: AxisReport) -> list[str]:
 def _coefficient(found: Coefficient) -> str:
     if found.value is None:
         return NOTHING
-    ends = "" if found.ci95 is None else "\n" + " to ".join(f"{end:.2f}" for end in found.ci95)
+    ends = "" if found.ci95 is None else "\n" + ", ".join(f"{end:.2f}" for end in found.ci95)
     return f"{found.value:.3f}{ends}"
 
 
 def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share * 100:.1f}"
+
+
+def full_width(table: Table, console: Console) -> int:
+    """How many characters a table needs: a narrower terminal wraps its lines, and no figure is cut."""
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
 
 
 def certificate_notes(found: Certificate, ignored: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from rewards.certify import Settings, audit, excluded_responders, judge_names
 from rewards.ratings import Columns, read_ratings
 from rewards.rubric import Rubric, load_rubric
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
-from scripts.judge_tables import certificate_notes, certificate_table
+from scripts.judge_tables import certificate_notes, certificate_table, full_width
 from trainers.manifest import file_hash, write_json
 
 app = command_app("attune judge certify --human human.csv --judge judge.csv --json", no_args_is_help=True)
@@ -76,8 +76,10 @@ def certify(
     if json:
         print_json(certificate.model_dump(mode="json"))
         return
-    stdout().print(certificate_table(certificate))
-    stdout().print(
+    console, table = stdout(), certificate_table(certificate)
+    console.width = max(console.width, full_width(table, console))
+    console.print(table)
+    console.print(
         f"signature: {certificate.signature.kind}{'' if out else f'; --out writes it ({KEY_VARIABLE} signs)'}"
     )
 
