@@ -14,6 +14,7 @@ from envs.errors import InputError
 from rewards.certify import (
     Audit,
     AxisReport,
+    Coefficient,
     Settings,
     audit,
     excluded_responders,
@@ -235,6 +236,31 @@ def real_audit(
         Settings(low=low, high=high, resamples=resamples),
         excluded_responders([exclude] if exclude else None, names, ratings),
     )
+
+
+@real
+def test_the_page_on_judges_shows_what_is_measured():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
+    table = page.split("<!-- judges -->")[1].split("<!-- /judges -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "`" in line]
+    shown = {(row[0].strip("`"), row[1]): row[2:] for row in rows}
+    measured = {}
+    for judge in JUDGES:
+        for axis in real_audit(judge, "gpt4omini" if judge == "o4-mini" else None, resamples=1000).axes:
+            numbers = [
+                text
+                for level in (axis, axis.item)
+                for text in (f"{level.icc_c1.value:.2f}", ends(level.icc_c1), f"{level.icc_a1.value:.2f}")
+            ]
+            shares = [f"{100 * (share or 0):.0f}" for share in (axis.ties, axis.inversions)]
+            verdict = [f"{axis.bias:+.2f}", str(axis.verdict), "passes" if axis.passes else "refused"]
+            measured[judge, axis.axis] = [*numbers, *shares, *verdict]
+    assert len(measured) == 28 and shown == measured
+
+
+def ends(found: Coefficient) -> str:
+    assert found.ci95 is not None
+    return ", ".join(f"{end:.2f}" for end in found.ci95)
 
 
 def differences(found: dict[str, Audit]) -> list[float]:
