@@ -42,7 +42,7 @@ def load_marked(path: Path, model: type[Model]) -> Model:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(f"{place}: is not valid YAML: {error.problem or error.context}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: can't be read as YAML in UTF-8: {error}") from error
     try:
         return model.model_validate(data)
@@ -102,18 +102,21 @@ def _line(node: yaml.Node, place: Sequence[Any]) -> int:
     return line + 1
 
 
-def _twice(node: yaml.Node) -> Iterator[tuple[str, int]]:
+def _twice(root: yaml.Node) -> Iterator[tuple[str, int]]:
     """The keys that stand twice in one mapping, which YAML would take silently, with their lines."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield str(key.value), key.start_mark.line + 1
-            seen.add(key.value if isinstance(key.value, str) else None)
-            yield from _twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _twice(item)
+    waiting, walked = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in walked:  # an alias leads to a node that was seen already, or round in a circle
+            continue
+        walked.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [value for _, value in node.value]
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            seen = [key.value for key in keys]
+            yield from ((key.value, key.start_mark.line + 1) for at, key in enumerate(keys) if key.value in seen[:at])
 
 
 def _fields(annotation: Any) -> Iterator[str]:

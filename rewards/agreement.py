@@ -5,8 +5,8 @@ the two-way model (McGraw & Wong 1996, doi:10.1037/1082-989X.1.1.30). They are c
 responses, which is the level of a reward, and over each responder's mean, which is the level that MentalBench
 publishes (arXiv 2510.19032).
 
-Shapes: N rows (responses), A axes, R responders, B resamples. Percentile intervals. Where MentalBench's intervals leave
-out resamples whose coefficient is negative, these keep them: leaving them out makes a poor rater look better.
+Shapes: N rows (responses), A axes, R responders, B resamples. Intervals are percentiles. MentalBench's leave resamples
+with a negative coefficient out; these keep them, since leaving them out makes a poor rater look better.
 """
 
 from __future__ import annotations

@@ -225,10 +225,15 @@ def published() -> dict[tuple[str, str], tuple[float, float]]:
 
 
 @cache
+def real_ratings(judge: str) -> Ratings:
+    return read_ratings(REAL / "human.csv", REAL / f"{judge}.csv", Columns())
+
+
+@cache
 def real_audit(
     judge: str, exclude: str | None = None, scale: tuple[int, int] | None = None, resamples: int = 200
 ) -> Audit:
-    ratings = read_ratings(REAL / "human.csv", REAL / f"{judge}.csv", Columns())
+    ratings = real_ratings(judge)
     low, high = scale or (None, None)
     names = judge_names(REAL / f"{judge}.csv", None)
     return audit(

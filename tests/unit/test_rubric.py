@@ -109,6 +109,9 @@ def test_a_level_is_a_share_of_the_scale():
         (("title: A", "scope: turn\ntitle: A"), 4, "scope: stands twice; remove one"),
         (("    weight: 2", "\tweight: 2"), 9, "is not valid YAML"),
         (("low: 1", "low: true"), 5, "scale.low"),
+        (("low: 1", "low: [1]"), 5, "scale.low"),
+        (("weight: 2", "[a]: 2"), 9, "is not valid YAML"),
+        (("  1: {en: It is cold., zh: 冷。}", "  1: &a {en: *a}"), 12, "axes.0.levels.1.en"),
     ],
 )
 def test_a_bad_rubric_is_refused_with_file_line_and_reason(
@@ -139,6 +142,8 @@ def test_a_file_that_is_no_mapping_or_no_text_is_refused(tmp_path: Path):
         load_rubric(str(tmp_path / "mine.yaml"))
     with pytest.raises(InputError, match=r"mine.yaml:1: must be a mapping"):
         load_rubric(written(tmp_path, ""))
+    with pytest.raises(InputError, match="can't be read as YAML"):
+        load_rubric(written(tmp_path, GOOD.replace("low: 1", f"low: {'1' * 5000}")))
 
 
 def test_an_unknown_rubric_or_axis_names_the_likeliest():
