@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ def test_the_configuration_in_the_readme_is_valid() -> None:
     assert [term.name for term in config.rewards] == list(REWARDS)
 
 
+@cache
+def groups() -> frozenset[str]:
+    """The commands that have sub-commands."""
+    root = get_command(app)
+    return frozenset(
+        name
+        for name in root.list_commands(None)  # type: ignore[attr-defined, arg-type]
+        if hasattr(root.get_command(None, name), "commands")  # type: ignore[attr-defined, arg-type]
+    )
+
+
 def commands_in(path: Path) -> set[tuple[str, ...]]:
     """(command, sub-command or "", options) of every ``attune ...`` in code on a page."""
     text = path.read_text(encoding="utf-8")
@@ -137,7 +149,7 @@ def commands_in(path: Path) -> set[tuple[str, ...]]:
     for span in spans:
         for call in re.findall(r"(?:^|\$ |-m scripts\.)attune ([a-z][^#│]*)", span.strip()):
             words = call.split()
-            sub = words[1] if words[0] == "cards" and len(words) > 1 else ""
+            sub = words[1] if words[0] in groups() and len(words) > 1 else ""
             found.add((words[0], sub, *(word for word in words if word.startswith("--"))))
     return found
 
