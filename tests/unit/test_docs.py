@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from envs.cards import Act, HiddenNeed, PersonaCard, Temperament
 from envs.client_spec import load_spec
+from envs.models.endpoint_spec import EndpointSpec
 from scripts.attune import app
+from trainers.client_config import ServedModel
 from trainers.config import RunConfig
 from trainers.run_numbers import REWARDS
 
@@ -59,6 +61,19 @@ def test_the_configuration_page_names_every_key_with_its_default_and_no_other() 
     assert written == {
         key: NONE if default is None else json.dumps(default) for key, default in keys_and_defaults(RunConfig())
     }
+
+
+def test_the_page_on_played_clients_names_every_key_of_a_model_with_its_default_and_no_other() -> None:
+    written = {
+        key.strip("`"): default.strip("`")
+        for key, default, _ in rows(page("docs/client_models.md"), 3)
+        if key.startswith(("`serve.", "`endpoint."))
+    }
+    described = {f"serve.{key}": json.dumps(value) for key, value in keys_and_defaults(ServedModel())}
+    endpoint = EndpointSpec(base_url="http://127.0.0.1/v1", model="m")
+    described |= {f"endpoint.{key}": json.dumps(value) for key, value in keys_and_defaults(endpoint)}
+    described |= {"endpoint.base_url": "required", "endpoint.model": "required"}
+    assert written == {key: NONE if value == "null" else value for key, value in described.items()}
 
 
 def test_every_key_that_a_page_names_exists() -> None:
