@@ -194,17 +194,19 @@ class Endpoint:
             return NO_COMPLETION
         counts = _token_counts(completion.usage)
         prompt, completed = counts or (0, 0)
+        text = choices[0].message.content or ""
         try:
+            text.encode()
             return Answer(
-                text=choices[0].message.content or "",
+                text=text,
                 model=self.spec.model,
                 finish_reason=choices[0].finish_reason or "stop",
                 prompt_tokens=prompt,
                 completion_tokens=completed,
                 cost=self.spec.cost(prompt, completed) if counts else None,
             )
-        except ValidationError:  # such as half of a surrogate pair
-            return NO_COMPLETION
+        except (ValidationError, AttributeError, UnicodeEncodeError):  # such as half of a surrogate pair
+            return _Failure("the answer is no text")
 
     def _pause(self, attempts: int, asked: float | None) -> float:
         """Seconds to wait: what the server asks for, and a draw from up to a bound that doubles with each attempt, so
