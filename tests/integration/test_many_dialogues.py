@@ -113,17 +113,22 @@ def run(server: ScriptedServer, dialogues: int, deadline: float) -> Ran:
 
 def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(latency=LATENCY) as server:
-        quiet = run(server, dialogues, deadline=outage + 60)
-    assert [each.error for each in quiet.trajectories if each.error] == []
+        quiet = run(server, dialogues, deadline=60)
     with ScriptedServer(latency=LATENCY, faults=FAULTS) as server, caplog.at_level(logging.WARNING):
         server.outage(after=2.0, seconds=outage)
         rough = run(server, dialogues, deadline=outage + 60)
         outcomes = server.outcomes
+    with ScriptedServer(latency=LATENCY) as server:  # before and after, as others use the machine too
+        again = run(server, dialogues, deadline=60)
+    assert {each.error for each in quiet.trajectories + again.trajectories} == {None}
+    fault_free = (quiet.seconds + again.seconds) / 2
 
-    endpoint, (opening,) = rough.endpoint, rough.endpoint.breaker.openings
+    endpoint, openings = rough.endpoint, rough.endpoint.breaker.openings
+    opening = max(openings, key=lambda each: each.seconds or 0)  # a stall of the machine may open it for a moment
     print(
-        f"\n{dialogues} dialogues, {IN_FLIGHT} at once: {quiet.seconds:.1f} s without a fault; {rough.seconds:.1f} s "
-        f"with an outage of {outage:g} s, {(rough.seconds - outage) / quiet.seconds:.2f} times that beside the outage\n"
+        f"\n{dialogues} dialogues, {IN_FLIGHT} at once: {quiet.seconds:.1f} and {again.seconds:.1f} s without a fault; "
+        f"{rough.seconds:.1f} s with an outage of {outage:g} s, "
+        f"{(rough.seconds - outage) / fault_free:.2f} times that beside the outage\n"
         f"{endpoint.usage}\nfailures {dict(endpoint.failures)}\nserver {dict(outcomes)}\n{opening}"
     )
     assert {"ok", "rate_limit", "server_error", "hang", "empty", "malformed", "out_of_range"} == set(outcomes)
@@ -133,11 +138,12 @@ def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture
         if with_faults.error is None:
             assert with_faults.emotions == without.emotions
             assert with_faults.messages == without.messages
-    assert rough.seconds <= 1.5 * quiet.seconds + outage
+    assert rough.seconds <= 1.5 * fault_free + outage
 
     assert outage - 1 <= (opening.seconds or 0) <= outage + BREAKER.max_open_seconds + 2 * REQUEST_TIMEOUT
     told = [record.getMessage() for record in caplog.records if record.name == "envs.models.breaker"]
-    assert len(told) == 2 and "open after 8 failures in a row" in told[0] and "closed after" in told[1]
+    assert len(told) == 2 * len(openings)
+    assert "open after 8 failures in a row: connection error" in told[0] and "closed after" in told[1]
     # Those in flight, and a probe after 0.25 s and then every 0.5 s.
     assert endpoint.failures["connection error"] <= IN_FLIGHT + 1 + outage / BREAKER.max_open_seconds
 
@@ -148,4 +154,4 @@ def test_dialogues_go_through_faults_and_a_short_outage(caplog: pytest.LogCaptur
 
 @pytest.mark.slow
 def test_dialogues_go_through_faults_and_an_outage_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    check_outage(dialogues=896, outage=60.0, caplog=caplog)
+    check_outage(dialogues=640, outage=60.0, caplog=caplog)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
@@ -18,7 +17,7 @@ from envs.hashing import derived_seed
 from envs.models.endpoint import DialogueModel, Endpoint, Usage, _retry_after
 from envs.models.endpoint_spec import BreakerSettings, EndpointSpec
 from envs.models.model_client import Answer, Ask, ChatMessage, ModelError
-from tests.scripted_server import Faults, Latency, ScriptedServer, completion, schema_script
+from tests.scripted_server import Faults, Latency, ScriptedServer, completion
 
 ASK = Ask(messages=(ChatMessage(role="system", content="You are tired."), ChatMessage(role="user", content="Hi")))
 SCHEMA = {"type": "object", "properties": {"change": {"type": "integer", "minimum": -10, "maximum": 10}}}
@@ -391,29 +390,3 @@ def test_a_missing_or_broken_key_is_named_by_its_variable(
 def test_a_spec_says_what_is_wrong_with_it(server: ScriptedServer, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         spec(server, **changes)
-
-
-def test_the_scripted_server_draws_each_fault_at_its_share_and_the_same_whoever_comes_first() -> None:
-    def outcomes(order: Callable[[range], Any]) -> dict[str, int]:
-        with ScriptedServer(faults=Faults(0.1, 0.2, 0.0, 0.1, 0.1, 0.1, retry_after=0.0)) as server:
-            endpoint = Endpoint(spec(server, backoff_seconds=0.001, concurrency=8))
-
-            async def scenario() -> None:
-                asks = [ASK.model_copy(update={"seed": seed, "answer_schema": SCHEMA}) for seed in order(range(300))]
-                await asyncio.gather(*(endpoint.dialogue(20).ask(ask) for ask in asks))
-
-            asyncio.run(scenario())
-            return dict(server.outcomes)
-
-    forwards, backwards = outcomes(iter), outcomes(reversed)
-    assert forwards == backwards
-    requests = sum(forwards.values())
-    for name, share in {"rate_limit": 0.1, "server_error": 0.2, "malformed": 0.1, "out_of_range": 0.1}.items():
-        assert abs(forwards[name] - share * requests) < 4 * math.sqrt(share * (1 - share) * requests)
-
-
-def test_the_scripted_server_fills_a_schema_the_same_way_each_time() -> None:
-    request = REQUEST | {"response_format": {"json_schema": {"schema": SCHEMA}}}
-    assert schema_script(request) == schema_script(request | {"seed": 8})
-    other = request | {"messages": [{"role": "user", "content": "Bye"}]}
-    assert schema_script(request) != schema_script(other)
