@@ -165,7 +165,10 @@ class Endpoint:
         """One request. The SDK's timeouts are for each read, so that a server that drips bytes needs one over all."""
         try:
             async with asyncio.timeout(self.spec.request_timeout):
-                completion = await client.chat.completions.create(**_body(self.spec.model, ask))
+                # ``chat.completions.create`` sends the same after a walk over every message: a quarter of the CPU time.
+                completion = await client.post(
+                    "/chat/completions", cast_to=ChatCompletion, body=_body(self.spec.model, ask)
+                )
         except (TimeoutError, openai.APITimeoutError):
             return _Failure(f"timeout after {self.spec.request_timeout:g} s", down=True)
         except openai.APIConnectionError:
@@ -270,7 +273,7 @@ class DialogueModel:
 
 
 def _body(model: str, ask: Ask) -> dict[str, Any]:
-    """The request, as the SDK's keyword arguments."""
+    """The request."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [message.model_dump() for message in ask.messages],
