@@ -149,9 +149,9 @@ def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture
 
 
 def test_dialogues_go_through_faults_and_a_short_outage(caplog: pytest.LogCaptureFixture) -> None:
-    check_outage(dialogues=448, outage=3.0, caplog=caplog)
+    check_outage(dialogues=640, outage=3.0, caplog=caplog)
 
 
 @pytest.mark.slow
 def test_dialogues_go_through_faults_and_an_outage_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    check_outage(dialogues=640, outage=60.0, caplog=caplog)
+    check_outage(dialogues=768, outage=60.0, caplog=caplog)
