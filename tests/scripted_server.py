@@ -84,8 +84,8 @@ class _Reply:
 class ScriptedServer:
     """Runs in a thread of its own from ``with`` on. Its ports and counters outlive outages.
 
-    ``outcomes`` counts requests by what became of them ("ok", a fault's name, "outage"). ``requests`` keeps their bodies
-    and ``headers`` their headers, in order of arrival.
+    ``outcomes`` counts requests by what became of them ("ok", a fault's name, "outage"). ``requests`` keeps their
+    bodies and ``headers`` their headers, in order of arrival.
     """
 
     def __init__(

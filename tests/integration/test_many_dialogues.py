@@ -31,8 +31,8 @@ WHO = card("en-who")
 SPEC = load_spec("appraisal-v1").model_copy(update={"max_turns": 2})
 IN_FLIGHT = 64
 FAULTS = Faults.evenly(0.2, seed=3)
-LATENCY = Latency(mean=0.25, spread=0.1)  # 99 % of the answers within 0.32 s
-REQUEST_TIMEOUT = 0.65  # seconds
+LATENCY = Latency(mean=0.3, spread=0.1)  # 99 % of the answers within 0.38 s
+REQUEST_TIMEOUT = 0.8  # seconds
 BREAKER = BreakerSettings(failures=8, open_seconds=0.25, max_open_seconds=0.5)
 RE_ASKS = 4
 FEELING = {
@@ -98,9 +98,7 @@ def run(server: ScriptedServer, dialogues: int, deadline: float) -> Ran:
     )
     endpoint = Endpoint(spec)
     names = [f"dialogue-{number:04d}" for number in range(dialogues)]
-    plans = [
-        DialoguePlan(name, WHO, SPEC, 7, Feeling(name, endpoint.dialogue(deadline)), Echoing()) for name in names
-    ]
+    plans = [DialoguePlan(name, WHO, SPEC, 7, Feeling(name, endpoint.dialogue(deadline)), Echoing()) for name in names]
 
     async def all_of_them() -> list[Trajectory]:
         try:
@@ -115,17 +113,22 @@ def run(server: ScriptedServer, dialogues: int, deadline: float) -> Ran:
 
 def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(latency=LATENCY) as server:
-        quiet = run(server, dialogues, deadline=outage + 60)
-    assert [each.error for each in quiet.trajectories if each.error] == []
+        quiet = run(server, dialogues, deadline=60)
     with ScriptedServer(latency=LATENCY, faults=FAULTS) as server, caplog.at_level(logging.WARNING):
         server.outage(after=2.0, seconds=outage)
         rough = run(server, dialogues, deadline=outage + 60)
         outcomes = server.outcomes
+    with ScriptedServer(latency=LATENCY) as server:  # before and after, as others use the machine too
+        again = run(server, dialogues, deadline=60)
+    assert {each.error for each in quiet.trajectories + again.trajectories} == {None}
+    fault_free = (quiet.seconds + again.seconds) / 2
 
-    endpoint, (opening,) = rough.endpoint, rough.endpoint.breaker.openings
+    endpoint, openings = rough.endpoint, rough.endpoint.breaker.openings
+    opening = max(openings, key=lambda each: each.seconds or 0)  # a stall of the machine may open it for a moment
     print(
-        f"\n{dialogues} dialogues, {IN_FLIGHT} at once: {quiet.seconds:.1f} s without a fault; {rough.seconds:.1f} s with "
-        f"an outage of {outage:g} s, {(rough.seconds - outage) / quiet.seconds:.2f} times that beside the outage\n"
+        f"\n{dialogues} dialogues, {IN_FLIGHT} at once: {quiet.seconds:.1f} and {again.seconds:.1f} s without a fault; "
+        f"{rough.seconds:.1f} s with an outage of {outage:g} s, "
+        f"{(rough.seconds - outage) / fault_free:.2f} times that beside the outage\n"
         f"{endpoint.usage}\nfailures {dict(endpoint.failures)}\nserver {dict(outcomes)}\n{opening}"
     )
     assert {"ok", "rate_limit", "server_error", "hang", "empty", "malformed", "out_of_range"} == set(outcomes)
@@ -135,19 +138,20 @@ def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture
         if with_faults.error is None:
             assert with_faults.emotions == without.emotions
             assert with_faults.messages == without.messages
-    assert rough.seconds <= 1.5 * quiet.seconds + outage
+    assert rough.seconds <= 1.5 * fault_free + outage
 
     assert outage - 1 <= (opening.seconds or 0) <= outage + BREAKER.max_open_seconds + 2 * REQUEST_TIMEOUT
     told = [record.getMessage() for record in caplog.records if record.name == "envs.models.breaker"]
-    assert len(told) == 2 and "open after 8 failures in a row" in told[0] and "closed after" in told[1]
+    assert len(told) == 2 * len(openings)
+    assert "open after 8 failures in a row: connection error" in told[0] and "closed after" in told[1]
     # Those in flight, and a probe after 0.25 s and then every 0.5 s.
     assert endpoint.failures["connection error"] <= IN_FLIGHT + 1 + outage / BREAKER.max_open_seconds
 
 
 def test_dialogues_go_through_faults_and_a_short_outage(caplog: pytest.LogCaptureFixture) -> None:
-    check_outage(dialogues=480, outage=3.0, caplog=caplog)
+    check_outage(dialogues=640, outage=3.0, caplog=caplog)
 
 
 @pytest.mark.slow
 def test_dialogues_go_through_faults_and_an_outage_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    check_outage(dialogues=960, outage=60.0, caplog=caplog)
+    check_outage(dialogues=768, outage=60.0, caplog=caplog)
