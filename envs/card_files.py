@@ -1,4 +1,4 @@
-"""Cards as files: a card as YAML, a folder of new ones, and another split written into files that people keep by hand."""
+"""Cards as files: a card as YAML, a folder of new ones, and another split in files that people keep by hand."""
 
 from __future__ import annotations
 
@@ -55,17 +55,20 @@ def save_cards(cards: Sequence[PersonaCard], folder: Path) -> list[Path]:
     return files
 
 
-def save_splits(files: Mapping[Path, PersonaCard], splits: Mapping[str, Split]) -> list[Path]:
-    """Write ``splits`` ({card id: split}) into the files that say otherwise, all else in them left as it is.
+def planned_splits(files: Mapping[Path, PersonaCard], splits: Mapping[str, Split]) -> dict[Path, str]:
+    """The new text of each file whose card has another split in ``splits`` ({card id: split}), all else as it is.
 
-    Returns the changed files. Raises InputError before anything is written when a file has no plain line ``split: ...``.
+    Raises InputError when a file has no plain line ``split: ...``.
     """
-    texts = {
+    return {
         file: with_split(file, card, splits[card.id]) for file, card in files.items() if card.split != splits[card.id]
     }
+
+
+def save_texts(texts: Mapping[Path, str]) -> None:
+    """Write the text of each file, each file whole or not at all."""
     for file, text in texts.items():
         _write(file, text)
-    return list(texts)
 
 
 def with_split(file: Path, card: PersonaCard, split: Split) -> str:
@@ -89,4 +92,3 @@ def _write(file: Path, text: str) -> None:
     with part.open("w", encoding="utf-8", newline="") as stream:
         stream.write(text)
     os.replace(part, file)
-

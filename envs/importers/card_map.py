@@ -98,7 +98,9 @@ def load_map(kind: str, overrides: Sequence[str] = ()) -> CardMap:
         if kind not in maps:
             close = get_close_matches(kind, maps, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise InputError(f"{kind}: there is no such kind of cards; {hint}known: {', '.join(maps)}, or your own map.yaml")
+            raise InputError(
+                f"{kind}: there is no such kind of cards; {hint}known: {', '.join(maps)}, or your own map.yaml"
+            )
         found = maps[kind]
     else:
         found = _load(path)

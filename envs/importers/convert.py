@@ -139,7 +139,7 @@ def _draft(fields: Fields, card_map: CardMap, origin: Origin, account: _Account)
     draft["id"] = fields.take("id", card_map.id)
     for key in CARD_KEYS[1:]:
         text = fields.take(key, card_map.slots(key))
-        if text is not None and (value := _value(key, text, card_map)) is not None:
+        if text is not None and (value := value_of(key, text, card_map)) is not None:
             draft[key] = value
         elif text is not None:
             account.unknown[key][text] += 1
@@ -155,8 +155,8 @@ def _draft(fields: Fields, card_map: CardMap, origin: Origin, account: _Account)
     return draft
 
 
-def _value(key: str, text: str, card_map: CardMap) -> Any:
-    """The value that a text stands for, or None when it stands for none."""
+def value_of(key: str, text: str, card_map: CardMap) -> Any:
+    """The value of a card's ``key`` that a text stands for, or None when it stands for none."""
     if key == "start_emotion":
         try:
             return round(float(text))
@@ -183,7 +183,7 @@ def _prefix(origin: Origin, file: str) -> str:
 
 
 def _stem(draft: dict[str, Any], row: Row, prefix: str) -> str:
-    """The id but for what tells rows of the same name apart. A row without a name of its own is named by its content."""
+    """The id but for what tells rows of the same name apart. A row without a name is named by its content."""
     own = slug(draft["id"] or "") or _row_hash(row)[:12]
     return "-".join(part for part in (draft["language"], prefix, own) if part)
 

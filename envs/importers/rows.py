@@ -1,6 +1,6 @@
-"""Rows of other people's collections: JSON, JSON lines, CSV, Parquet, a dataset's folder or a name on the Hugging Face hub.
+"""Rows of other people's collections: JSON, JSON lines, CSV, Parquet, a dataset's folder or a name on the hub.
 
-Compressed (gzip) text is known by its first bytes, JSON lines by their content, since some collections call them ``.json``.
+Gzipped text is known by its first bytes, JSON lines by their content, since some collections call them ``.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def read_rows(source: str) -> list[Row]:
-    """Every row of ``source``: a file, a folder, or ``hf:owner/name``. Raises InputError naming the file and the line."""
+    """Every row of ``source``: a file, a folder, or ``hf:owner/name``. Raises InputError naming file and line."""
     if source.startswith(HUB):
         return list(_dataset_rows(source))
     path = Path(source)
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
 
 
 def json_lines(path: Path, text: str) -> Iterator[Row]:
-    """The objects of JSON lines; blank lines are passed over. Raises InputError naming file and line of a broken one."""
+    """The objects of JSON lines; blank lines are passed over. Raises InputError naming a broken line and its file."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -121,7 +121,7 @@ def _dataset_rows(source: str) -> Iterator[Row]:
             found = datasets.load_dataset(str(path))
     except Exception as error:  # the library raises many kinds: no network, no such name, no such format
         raise InputError(f"{source}: can't be loaded as a dataset: {type(error).__name__}: {error}") from error
-    splits: dict[str, Any] = dict(found) if isinstance(found, dict) else {"": found}
+    splits: dict[Any, Any] = dict(found) if isinstance(found, dict) else {"": found}
     for name, rows in splits.items():
         for number, row in enumerate(rows, start=1):
             yield Row(f"{source}, {name} row {number}".replace(",  ", ", "), dict(row))
