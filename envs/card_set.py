@@ -146,6 +146,36 @@ def alike(cards: Sequence[PersonaCard], near: float = NEAR) -> list[tuple[int, i
     return sorted(found)
 
 
+class Crowd:
+    """Cards that a new one is compared with, one by one."""
+
+    def __init__(self, cards: Iterable[PersonaCard] = ()) -> None:
+        self._known: list[tuple[PersonaCard, str, frozenset[str]]] = []
+        for card in cards:
+            self.add(card)
+
+    def add(self, card: PersonaCard) -> None:
+        """Let later cards be compared with this one too."""
+        self._known.append((card, persona_text(card), _shingles(_folded(_content(card)))))
+
+    def nearest(self, card: PersonaCard) -> tuple[PersonaCard | None, float]:
+        """The most like card of the same language, with the likeness of ``alike``; (None, 0.0) where there is none."""
+        persona, own = persona_text(card), _shingles(_folded(_content(card)))
+        best: tuple[PersonaCard | None, float] = (None, 0.0)
+        for known, other, shingles in self._known:
+            if known.language == card.language:
+                likeness = 1.0 if other == persona else jaccard(shingles, own)
+                best = max(best, (known, likeness), key=lambda pair: pair[1])
+        return best
+
+    def free_id(self, wanted: str) -> str:
+        """``wanted``, or with the first number behind it that no card has."""
+        taken = {card.id for card, *_ in self._known}
+        return next(
+            name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, len(taken) + 3))) if name not in taken
+        )
+
+
 def _content(card: PersonaCard) -> str:
     facts = " ".join(fact.say for fact in card.facts or ())
     situation = card.situation if isinstance(card.situation, str) else card.situation.summary

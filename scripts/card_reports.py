@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from envs.card_set import find_leaks
 from envs.cards import PersonaCard
 from envs.errors import InputError
 from envs.importers.convert import FieldUse, ImportReport
+from envs.models.model_client import ModelClient
 
 HELD_OUT = ("test", "dev", "train")  # whose line tells of a leak: the split that is spoilt by it
 SHOWN = 5
@@ -37,6 +38,14 @@ def one_of(option: str, given: str, known: Sequence[Choice]) -> Choice:
     close = get_close_matches(given, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
     raise InputError(f"{option}: {given!r} is none of its values; {hint}")
+
+
+def model_door(model: str, base_url: str, key_env: str | None, deadline_seconds: float) -> Callable[[], ModelClient]:
+    """What opens the model for one card at a time. The endpoint is imported here alone."""
+    from envs.models.endpoint import Endpoint, EndpointSpec  # pyright: ignore[reportMissingImports]
+
+    endpoint = Endpoint(EndpointSpec(base_url=base_url, model=model, key_env=key_env))
+    return lambda: endpoint.dialogue(deadline_seconds)
 
 
 def leak_lines(cards: Sequence[PersonaCard]) -> list[str]:

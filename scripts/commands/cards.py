@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from rich.table import Table
 
 from envs.card_files import planned_splits, save_cards, save_texts
 from envs.card_set import assign_splits, load_card_files, load_cards
+from envs.card_writer import Order, read_topics, write_cards
 from envs.cards import CARDS_DIR, Language, PersonaCard, Split
 from envs.errors import InputError
 from envs.importers.convert import Origin, import_cards
-from scripts.card_reports import import_summary, import_table, leak_lines, one_of, required
-from scripts.console import JsonFlag, command_app, print_json, stdout
+from scripts.card_reports import import_summary, import_table, leak_lines, model_door, one_of, required
+from scripts.console import RUN_FAILED, JsonFlag, command_app, print_json, stdout
 
 app = command_app("attune cards stats", no_args_is_help=True)
 
@@ -120,6 +122,55 @@ def split(
     stdout().print(f"{len(after)} cards ({told}); {len(moved)} {verb}", markup=False, soft_wrap=True)
     for line in leaks:
         stdout().print(line, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: attune cards write --topics topics.txt --count 8 --model M --base-url URL --out drafts --licence L"
+)
+def write(
+    topics: Annotated[Path, typer.Option(help="Text file, a topic on each line; they are taken in turn.")],
+    count: Annotated[int, typer.Option(min=1, help="How many cards.")],
+    model: Annotated[str, typer.Option(help="Name of the model, as its server knows it.")],
+    base_url: Annotated[
+        str, typer.Option(help="The server's OpenAI-compatible address, such as http://127.0.0.1:8000/v1.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the drafts, a YAML file each.")],
+    licence: Annotated[str | None, typer.Option(help="Licence that the drafts will stand under.")] = None,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "train",
+    existing: Annotated[
+        list[Path] | None, typer.Option(help="Cards not to repeat.", show_default="configs/cards")
+    ] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries for each card.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed, other drafts.")] = 0,
+    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds for each card.")] = 600.0,
+    json: JsonFlag = False,
+) -> None:
+    """Let a language model draft new cards; bad and near-duplicate ones are refused. Read them before you use them."""
+    order = Order(
+        topics=read_topics(topics),
+        count=count,
+        licence=required("--licence", licence, "name the licence that the drafts will stand under"),
+        language=one_of("--language", language, get_args(Language)),
+        split=one_of("--split", split, get_args(Split)),
+        attempts=attempts,
+        seed=seed,
+    )
+    there = [out] if out.is_dir() and any(out.rglob("*.yaml")) else []
+    known = load_cards([*(existing or [CARDS_DIR]), *there])
+    ask_for = model_door(model, base_url, key_env, deadline)
+    written = asyncio.run(write_cards(ask_for, order, known, keep=lambda card: save_cards([card], out)))
+    if json:
+        rejected = [one.model_dump(mode="json") for one in written.rejected]
+        names = [card.id for card in written.cards]
+        print_json({"cards": names, "rejected": rejected, "unfilled": written.unfilled, "out": str(out)})
+    else:
+        for one in written.rejected:
+            stdout().print(f"refused: {one.topic}, attempt {one.attempt}: {one.cause}", markup=False, soft_wrap=True)
+        stdout().print(f"{len(written.cards)} of {count} cards written to {out}", markup=False, soft_wrap=True)
+    if written.unfilled:
+        raise typer.Exit(RUN_FAILED)
 
 
 @app.command(epilog="Example: attune cards show en-bus-depot-letter")
