@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def load_map(kind: str, overrides: Sequence[str] = ()) -> CardMap:
     """
     path = Path(kind)
     if path.suffix not in {".yaml", ".yml"}:
-        maps = {name: found for found in map(_load, sorted(MAPS_DIR.glob("*.yaml"))) for name in found.kinds}
+        maps = _known()
         if kind not in maps:
             close = get_close_matches(kind, maps, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
@@ -116,6 +117,12 @@ def load_map(kind: str, overrides: Sequence[str] = ()) -> CardMap:
         slots = tuple(Slot(label=name if labelled else None, fields=(name,)) for name in names)
         changes[key] = tuple(names) if key == "leave_out" else slots
     return found.model_copy(update=changes)
+
+
+@cache
+def _known() -> dict[str, CardMap]:
+    """The maps that come with attune, by the names of their kinds."""
+    return {name: found for found in map(_load, sorted(MAPS_DIR.glob("*.yaml"))) for name in found.kinds}
 
 
 def _load(path: Path) -> CardMap:

@@ -113,12 +113,14 @@ def _labelled(text: str, labels: Sequence[str]) -> dict[str, str]:
     if not labels:
         return {}
     names = "|".join(map(re.escape, labels))
-    marks = re.finditer(rf"(?:^|[\n,;，；。.])[\s*\-]*({names})\s*[:：]", text, re.IGNORECASE)
+    marks = re.finditer(rf"(?:^|(?<=[\n,;，；。.]))[\s*\-]*({names})\s*[:：]", text, re.IGNORECASE)
     found, seen = [], set()
     for mark in marks:
         if (label := folded(mark[1])) not in seen:
             seen.add(label)
             found.append((mark[1], mark.start(), mark.end()))
+    if not found:
+        return {}
     ends = [start for _, start, _ in found[1:]] + [len(text)]
     parts = {name: text[begin:end].strip(" \n\t,;，；") for (name, _, begin), end in zip(found, ends, strict=True)}
     return {name: part for name, part in parts.items() if part}

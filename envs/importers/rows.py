@@ -69,14 +69,8 @@ def json_lines(path: Path, text: str) -> Iterator[Row]:
 
 def _whole_json(path: Path, text: str) -> list[Row] | None:
     """The rows of one JSON document, or None where the file holds an object on each line."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not text.lstrip().startswith("["):
-        try:
-            if not lines or isinstance(json.loads(lines[0]), dict):
-                return None
-        except (ValueError, RecursionError):
-            if path.suffix != ".json" and not (lines and lines[0].strip() == "{"):
-                return None
+    if _has_json_lines(path, text):
+        return None
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -92,6 +86,17 @@ def _whole_json(path: Path, text: str) -> list[Row] | None:
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {number}: an object with named fields belongs here")
     return [Row(f"{path}, row {number}", row) for number, row in enumerate(document, start=1)]
+
+
+def _has_json_lines(path: Path, text: str) -> bool:
+    """Whether each line is an object of its own; a single line counts as one document, but for its file's name."""
+    if {".jsonl", ".ndjson"} & set(path.suffixes):
+        return True
+    lines = [line for line in text.split("\n") if line.strip()]
+    try:
+        return len(lines) > 1 and isinstance(json.loads(lines[0]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
