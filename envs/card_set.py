@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ def load_cards(paths: Iterable[Path | str] = (CARDS_DIR,)) -> list[PersonaCard]:
 
     Raises InputError with every problem found, a line each, so that one run shows them all.
     """
+    return list(load_card_files(paths).values())
+
+
+def load_card_files(paths: Iterable[Path | str] = (CARDS_DIR,)) -> dict[Path, PersonaCard]:
+    """Every card at ``paths`` by its file, sorted by id. Raises InputError as ``load_cards`` does."""
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -37,7 +43,8 @@ def load_cards(paths: Iterable[Path | str] = (CARDS_DIR,)) -> list[PersonaCard]:
         files += sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{', '.join(map(str, paths))}: no card (*.yaml) lies there")
-    cards, problems, seen = [], [], {}
+    cards: dict[Path, PersonaCard] = {}
+    problems, seen = [], {}
     for file in files:
         try:
             card = load_card(file)
@@ -47,10 +54,10 @@ def load_cards(paths: Iterable[Path | str] = (CARDS_DIR,)) -> list[PersonaCard]:
         if card.id in seen:
             problems.append(f"{file}: id {card.id!r} is already that of {seen[card.id]}; give it another")
         seen[card.id] = file
-        cards.append(card)
+        cards[file] = card
     if problems:
         raise InputError("\n".join(problems))
-    return sorted(cards, key=lambda card: card.id)
+    return dict(sorted(cards.items(), key=lambda item: item[1].id))
 
 
 def persona_text(card: PersonaCard) -> str:
@@ -96,18 +103,77 @@ def assign_splits(cards: Sequence[PersonaCard]) -> dict[str, Split]:
 
 def find_leaks(cards: Sequence[PersonaCard], near: float = NEAR) -> list[Leak]:
     """Pairs of cards in different splits with the same persona text, or whose whole content is near-duplicate."""
-    persona = {card.id: persona_text(card) for card in cards}
-    shingles = {card.id: _shingles(_folded(_content(card))) for card in cards}
-    leaks = []
-    for index, first in enumerate(cards):
-        for second in cards[index + 1 :]:
-            if first.split == second.split or first.language != second.language:
+    return [
+        Leak(cards[first], cards[second], likeness)
+        for first, second, likeness in alike(cards, near)
+        if cards[first].split != cards[second].split
+    ]
+
+
+def same_persons(cards: Sequence[PersonaCard]) -> list[list[PersonaCard]]:
+    """The cards of each person, who is known by language and persona text; people in the order of their first card."""
+    people: dict[tuple[str, str], list[PersonaCard]] = defaultdict(list)
+    for card in cards:
+        people[card.language, persona_text(card)].append(card)
+    return list(people.values())
+
+
+def alike(cards: Sequence[PersonaCard], near: float = NEAR) -> list[tuple[int, int, float]]:
+    """(index, later index, likeness) of all pairs of one language with the same persona text or ``near``-duplicate
+    content, in their order; likeness is 1.0 for the same persona text. ``near`` has to be above 0.
+
+    Only pairs that share one of their rarer shingles are compared: two sets with a Jaccard index of ``near`` or more
+    can't do without one among the first n - ceil(near * n) + 1 of each, in any common order (prefix filter, Chaudhuri
+    et al. 2006). So nothing is missed, and hundreds of cards take seconds.
+    """
+    persona = [persona_text(card) for card in cards]
+    shingles = [_shingles(_folded(_content(card))) for card in cards]
+    count = Counter(shingle for own in shingles for shingle in own)
+    holders: dict[tuple[str, str], list[int]] = defaultdict(list)
+    found = []
+    for second, (card, own) in enumerate(zip(cards, shingles, strict=True)):
+        rare = sorted(own, key=lambda shingle: (count[shingle], shingle))[: len(own) - math.ceil(near * len(own)) + 1]
+        marks = [("person", persona[second]), *(("shingle", shingle) for shingle in rare)]
+        for first in sorted({first for mark in marks for first in holders[mark]}):
+            if cards[first].language != card.language:
                 continue
-            same = persona[first.id] == persona[second.id]
-            likeness = 1.0 if same else jaccard(shingles[first.id], shingles[second.id])
+            same = persona[first] == persona[second]
+            likeness = 1.0 if same else jaccard(shingles[first], own)
             if same or likeness >= near:
-                leaks.append(Leak(first, second, likeness))
-    return leaks
+                found.append((first, second, likeness))
+        for mark in marks:
+            holders[mark].append(second)
+    return sorted(found)
+
+
+class Crowd:
+    """Cards that a new one is compared with, one by one."""
+
+    def __init__(self, cards: Iterable[PersonaCard] = ()) -> None:
+        self._known: list[tuple[PersonaCard, str, frozenset[str]]] = []
+        for card in cards:
+            self.add(card)
+
+    def add(self, card: PersonaCard) -> None:
+        """Let later cards be compared with this one too."""
+        self._known.append((card, persona_text(card), _shingles(_folded(_content(card)))))
+
+    def nearest(self, card: PersonaCard) -> tuple[PersonaCard | None, float]:
+        """The most like card of the same language, with the likeness of ``alike``; (None, 0.0) where there is none."""
+        persona, own = persona_text(card), _shingles(_folded(_content(card)))
+        best: tuple[PersonaCard | None, float] = (None, 0.0)
+        for known, other, shingles in self._known:
+            if known.language == card.language:
+                likeness = 1.0 if other == persona else jaccard(shingles, own)
+                best = max(best, (known, likeness), key=lambda pair: pair[1])
+        return best
+
+    def free_id(self, wanted: str) -> str:
+        """``wanted``, or with the first number behind it that no card has."""
+        taken = {card.id for card, *_ in self._known}
+        return next(
+            name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, len(taken) + 3))) if name not in taken
+        )
 
 
 def _content(card: PersonaCard) -> str:
