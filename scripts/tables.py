@@ -50,6 +50,9 @@ def evaluation_table(
     row("failure, %", lambda source: source.failure_rate, 100)
     row("turns", lambda source: source.turns)
     _add(table, "broken off", [(str(one.errors), "") for one in shown])
+    if any(one.retest for one in shown):
+        retests = [one.retest and one.retest.mean_difference for one in shown]
+        _add(table, "retest, points apart", [(NOTHING if mean is None else f"{mean:.1f}", "") for mean in retests])
     for title, part in (("by hidden need", "by_need"), ("by temperament", "by_temperament")):
         table.add_section()
         table.add_row(Text(f"emotion {title}", style="italic"))

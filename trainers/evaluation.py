@@ -18,6 +18,7 @@ from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients import make_client
 from envs.clients.client import Client
+from envs.clients.retest import Retest, retests_of
 from envs.dialogue import DialoguePlan, Supporter, run_dialogues
 from envs.errors import InputError
 from envs.hashing import derived_seed
@@ -77,7 +78,10 @@ class Outcome(Record):
 
 
 class Evaluation(Record):
-    """One supporter over cards and seeds. Emotions are 0-100, rates in [0, 1]; ``by_...`` hold the final emotion."""
+    """One supporter over cards and seeds. Emotions are 0-100, rates in [0, 1]; ``by_...`` hold the final emotion.
+
+    ``retest``: how far the client's appraisals of the same turn differ, where its spec asks for them again.
+    """
 
     settings: EvaluationSettings
     spec: str
@@ -93,6 +97,7 @@ class Evaluation(Record):
     stops: dict[Stop, int]
     by_need: dict[str, Estimate]
     by_temperament: dict[str, Estimate]
+    retest: Retest | None
     outcomes: tuple[Outcome, ...]
 
 
@@ -221,6 +226,7 @@ def summarise(
         dialogues=len(ordered),
         errors=sum(trajectory.stop is Stop.ERROR for trajectory in ordered),
         **_estimates(_measured(ordered, settings), [people[card_id] for card_id, _ in played], settings.resampling),
+        retest=retest if (retest := retests_of(ordered)).pairs + retest.missing else None,
         stops=dict(sorted(Counter(trajectory.stop for trajectory in ordered).items())),
         outcomes=tuple(_outcome(seed, trajectory) for (_, seed), trajectory in played.items()),
     )
