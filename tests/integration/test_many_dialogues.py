@@ -115,9 +115,11 @@ def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture
     with ScriptedServer(latency=LATENCY) as server:
         quiet = run(server, dialogues, deadline=60)
     with ScriptedServer(latency=LATENCY, faults=FAULTS) as server, caplog.at_level(logging.WARNING):
+        caplog.clear()
         server.outage(after=2.0, seconds=outage)
         rough = run(server, dialogues, deadline=outage + 60)
         outcomes = server.outcomes
+        told = [record.getMessage() for record in caplog.records if record.name == "envs.models.breaker"]
     with ScriptedServer(latency=LATENCY) as server:  # before and after, as others use the machine too
         again = run(server, dialogues, deadline=60)
     assert {each.error for each in quiet.trajectories + again.trajectories} == {None}
@@ -141,7 +143,6 @@ def check_outage(dialogues: int, outage: float, caplog: pytest.LogCaptureFixture
     assert rough.seconds <= 1.5 * fault_free + outage
 
     assert outage - 1 <= (opening.seconds or 0) <= outage + BREAKER.max_open_seconds + 2 * REQUEST_TIMEOUT
-    told = [record.getMessage() for record in caplog.records if record.name == "envs.models.breaker"]
     assert len(told) == 2 * len(openings)
     assert "open after 8 failures in a row: connection error" in told[0] and "closed after" in told[1]
     # Those in flight, and a probe after 0.25 s and then every 0.5 s.
