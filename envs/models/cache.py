@@ -61,8 +61,8 @@ class ResponseCache:
             (kept,) = database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return answer if kept == text else self._read(kept)
 
-    def __len__(self) -> int:
-        """How many answers are kept."""
+    def size(self) -> int:
+        """How many answers are kept. (Not ``__len__``, which would make an empty cache false.)"""
         with self._using() as database:
             return database.execute("SELECT count(*) FROM answers").fetchone()[0]
 

@@ -10,6 +10,8 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from envs.errors import InputError
@@ -198,6 +200,19 @@ def test_the_wait_is_kept(server: ScriptedServer, number: int, wait: float) -> N
     began = time.monotonic()
     asked(Endpoint(spec(server)))
     assert wait <= time.monotonic() - began < wait + 0.5
+
+
+@given(st.integers(0, 40), st.none() | st.floats(0, 100))
+def test_a_pause_is_drawn_below_a_bound_that_doubles_up_to_its_limit(attempts: int, asked_for: float | None) -> None:
+    endpoint = Endpoint(EndpointSpec(base_url="http://host/v1", model="m", backoff_seconds=0.5, max_backoff_seconds=20))
+    bound = [0.5, 0.5, 1, 2, 4, 8, 16][attempts] if attempts < 7 else 20
+    assert 0 <= endpoint._pause(attempts, asked_for) - (asked_for or 0) <= bound + 1e-9
+
+
+def test_pauses_are_spread_over_their_range() -> None:
+    endpoint = Endpoint(EndpointSpec(base_url="http://host/v1", model="m", backoff_seconds=1, max_backoff_seconds=1))
+    pauses = [endpoint._pause(1, None) for _ in range(1000)]
+    assert min(pauses) < 0.05 and max(pauses) > 0.95
 
 
 def test_a_wait_beyond_the_deadline_ends_the_ask_at_once(server: ScriptedServer) -> None:

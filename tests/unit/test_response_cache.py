@@ -39,7 +39,7 @@ def test_a_second_ask_is_answered_from_disk_with_all_that_the_first_one_told(pat
     second = asyncio.run(CachedModel(model, cache).ask(ask()))
     assert (first.cached, second) == (False, first.model_copy(update={"cached": True}))
     assert len(model.asked) == 1
-    assert (cache.hits, cache.misses, len(cache)) == (1, 0, 1)
+    assert (cache.hits, cache.misses, cache.size()) == (1, 0, 1)
 
 
 def test_the_key_is_the_hash_of_the_canonical_model_and_ask() -> None:
@@ -90,7 +90,7 @@ def test_the_first_answer_stays_and_is_what_later_ones_give_way_to(path: Path) -
     cache = ResponseCache(path)
     assert cache.keep("k", answer("first")).text == "first"
     assert cache.keep("k", answer("second")).text == "first"
-    assert len(cache) == 1
+    assert cache.size() == 1
 
 
 def test_without_a_model_only_the_cache_answers_and_a_miss_names_what_is_missing(path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_failed_ask_keeps_nothing(path: Path) -> None:
     cache = ResponseCache(path)
     with pytest.raises(ModelError):
         asyncio.run(CachedModel(ScriptedModel([]), cache).ask(ask()))
-    assert len(cache) == 0
+    assert cache.size() == 0
 
 
 def test_many_tasks_and_threads_share_one_cache(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_many_tasks_and_threads_share_one_cache(path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         told = list(pool.map(work, range(4)))
-    assert len(cache) == 40
+    assert cache.size() == 40
     assert told == [[str((cache.find(cache_key("m", ask(str(each)))) or answer("")).text) for each in range(40)]] * 4
 
 
@@ -146,7 +146,7 @@ def test_processes_that_open_and_write_at_once_lose_nothing(path: Path) -> None:
         writer.join(20)
     assert [writer.exitcode for writer in writers] == [0] * 4
     cache = ResponseCache(path)
-    assert len(cache) == 100
+    assert cache.size() == 100
     assert all((cache.find(f"{number}") or answer("")).text.endswith(f" {number}") for number in range(100))
 
 
@@ -160,7 +160,7 @@ def test_a_forked_process_opens_the_file_for_itself(path: Path) -> None:
         os._exit(0 if found and found.text == "a" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     cache.keep("after", answer("c"))
-    assert len(cache) == 3
+    assert cache.size() == 3
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
