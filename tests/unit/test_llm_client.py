@@ -222,8 +222,8 @@ def test_a_client_without_a_usable_answer_ends_the_dialogue_by_error_and_not_by_
     trajectory = talk(ATTUNE, models)
     assert trajectory.stop is Stop.ERROR and trajectory.final_emotion is None
     assert trajectory.error == (
-        "Unusable: the client's model scripted gave 3 answers to 'appraise' that can't be used; the last because the "
-        "answer was not one JSON object and nothing else"
+        "ClientFailure: the client's model scripted gave 3 answers to 'appraise' that can't be used; the last because "
+        "the answer was not one JSON object and nothing else"
     )
     assert [turn.client.emotion for turn in trajectory.turns] == [28]
     assert check_dialogue(trajectory, EN, ATTUNE) is None
@@ -403,7 +403,10 @@ FORGED: dict[str, tuple[Any, str]] = {
     ),
     "another prompt": (lambda c: c["appraisal"]["calls"][0].update(prompt="0" * 64), "is not the one that the record"),
     "another seed": (lambda c: c["appraisal"]["calls"][1].update(seed=1), "appraisal.calls.1.seed is recorded as 1"),
-    "a call less": (lambda c: c["appraisal"]["calls"].pop(), "prompt of call 4 is not the one"),
+    "a call less": (
+        lambda c: c["appraisal"]["calls"].pop(),
+        "turn 2: can't be played again: the client's model recorded gave no answer to 'reply'",
+    ),
     "a call more": (
         lambda c: c["appraisal"]["calls"].append(c["appraisal"]["calls"][0]),
         "appraisal.calls is recorded as",
