@@ -27,10 +27,15 @@ from envs.trajectory import ClientTurn, Message, Stop
 
 
 class LlmClient:
-    """Plays one card in one dialogue by the rules of one spec. Raises InputError when the card lacks what it needs."""
+    """Plays one card in one dialogue by the rules of one spec. Raises InputError when the card lacks what it needs.
 
-    def __init__(self, card: PersonaCard, spec: ClientSpec, seed: int, models: ClientModels) -> None:
-        self.card, self.spec, self.seed, self.models = card, spec, seed, models
+    ``silent``: it feels and says nothing, as a member of an ensemble whose voice is another.
+    """
+
+    def __init__(
+        self, card: PersonaCard, spec: ClientSpec, seed: int, models: ClientModels, silent: bool = False
+    ) -> None:
+        self.card, self.spec, self.seed, self.models, self._silent = card, spec, seed, models, silent
         self._rules = _rules_of(spec)
         self._words = words(card.language)
         self._persona, self._need = persona_text(card), need_text(card)
@@ -48,7 +53,7 @@ class LlmClient:
         calls: list[Call] = []
         notes: list[str] = []
         text = self.card.opening or ""
-        if self._rules.opening == "generated":
+        if self._rules.opening == "generated" and not self._silent:
             wrong = self._wrong([self._emotion])
             question = Question("open", self._opening_prompt, self._seed_of("open"), wrong=wrong)
             opened, calls, notes = await put(question, Opened, self.models.reply, self._rules)
@@ -69,25 +74,28 @@ class LlmClient:
         written, before = float(appraised.change), self._emotion
         after = self.spec.applied(before, written)
         stop = self._stop(after)
-        spoken, spoken_calls, notes = await self._speak(history, appraised, before, after, stop)
-        self._emotion = after
-        self._said.append(spoken.message)
         appraisal: dict[str, Any] = {
             "band": self._rules.band(after),
             "appraised": appraised.model_dump(mode="json"),
-            "goodbye": spoken.goodbye,
-            "notes": notes,
-            "calls": _dumped([*calls, *spoken_calls]),
+            "calls": _dumped(calls),
         }
         if retests:
             appraisal["retests"] = retests
+        text, goodbye = "", False
+        if not self._silent:
+            spoken, calls, notes = await self._speak(history, appraised, before, after, stop)
+            text, goodbye = spoken.message, spoken.goodbye
+            appraisal["calls"] += _dumped(calls)
+            appraisal |= {"goodbye": goodbye, "notes": notes}
+        self._emotion = after
+        self._said.append(text)
         return ClientTurn(
-            text=spoken.message,
+            text=text,
             emotion=after,
             written_change=written,
             change=after - before,
             appraisal=appraisal,
-            stop=self._ended(stop, spoken.goodbye),
+            stop=self._ended(stop, goodbye),
         )
 
     def speak_as(self, text: str) -> None:

@@ -139,7 +139,8 @@ def check(message: str, language: Any = "en", need: str | None = NEED, **changes
         "known": "He is 58.",
         "questions": 2,
     }
-    return violations(message, language, need=need, **(given | {"longest": 60} | changes))
+    given |= {"longest": 60} | changes
+    return violations(message, language, need=need, **given)
 
 
 @pytest.mark.parametrize(

@@ -74,15 +74,13 @@ def test_each_member_keeps_to_its_own_clamp_and_goes_on_from_its_own_emotion() -
 
 def test_what_is_said_is_the_voices_and_every_member_hears_it_as_its_own() -> None:
     voice, other = AnsweringModel(), AnsweringModel()
-    other._counts["reply"] = 50  # so that its own words differ
     trajectory = talk(PAIR, {"sage-v1": both(voice), "rlver-challenging-v1": both(other)})
     said = [turn.client.text for turn in trajectory.turns]
     assert trajectory.stop is Stop.TURN_LIMIT and said[0] == "Well, part x of it."
-    own = [turn.client.appraisal["members"][1]["text"] for turn in trajectory.turns]
+    assert {turn.client.appraisal["members"][1]["text"] for turn in trajectory.turns} == {""}
     last = other.asked[-1].messages[1].content
-    for unsaid, heard in zip(own[:-1], said[:-1], strict=True):
-        assert unsaid not in last and heard in last
-    assert EN.opening and EN.opening in last
+    assert EN.opening and all(text in last for text in [EN.opening, *said[:-1]])
+    assert {ask.schema_name for ask in other.asked} == {"appraise"}
 
 
 @pytest.mark.parametrize("card", [*CARDS.values()], ids=["en", "zh"])
@@ -152,13 +150,13 @@ def test_one_member_that_fails_ends_the_dialogue_by_error_once_the_others_are_do
     working = AnsweringModel()
     trajectory = talk(PAIR, {"sage-v1": failing, "rlver-challenging-v1": both(working)})
     assert trajectory.stop is Stop.ERROR and trajectory.error and trajectory.error.startswith("ClientFailure: ")
-    assert [ask.schema_name for ask in working.asked] == ["open", "appraise", "reply"]
+    assert [ask.schema_name for ask in working.asked] == ["appraise"]
     assert check_dialogue(trajectory, EN, PAIR) is None
 
 
 def test_models_are_named_by_member_or_one_serves_all_and_none_may_be_missing() -> None:
     one = AnsweringModel()
-    assert talk(PAIR, both(one)).stop is Stop.TURN_LIMIT and len(one.asked) == 2 * 2 * 8 + 1
+    assert talk(PAIR, both(one)).stop is Stop.TURN_LIMIT and len(one.asked) == 3 * 8
     with pytest.raises(InputError, match="client spec rlver-challenging-v1 is played by a language model"):
         make_client(EN, PAIR, 0, {"sage-v1": both(one)})
     for models in (None, {}):
