@@ -24,11 +24,14 @@ def make_client(card: PersonaCard, spec: ClientSpec, seed: int, models: Models |
     """
     if spec.ensemble is None:
         return _single(card, spec, seed, models)
-    members = [_single(card, member, derived_seed(seed, member.name), models) for member in spec.ensemble.members]
+    members = [
+        _single(card, member, derived_seed(seed, member.name), models, silent=index > 0)
+        for index, member in enumerate(spec.ensemble.members)
+    ]
     return EnsembleClient(spec, members)
 
 
-def _single(card: PersonaCard, spec: ClientSpec, seed: int, models: Models | None) -> Member:
+def _single(card: PersonaCard, spec: ClientSpec, seed: int, models: Models | None, silent: bool = False) -> Member:
     if spec.kind == "appraisal":
         return AppraisalClient(card, spec, seed)
     own = models.get(spec.name) if isinstance(models, Mapping) else models
@@ -37,4 +40,4 @@ def _single(card: PersonaCard, spec: ClientSpec, seed: int, models: Models | Non
             f"client spec {spec.name} is played by a language model, and none is given; name one in the config (client "
             "models), or take a client without one (client.spec=appraisal-v1)"
         )
-    return LlmClient(card, spec, seed, own)
+    return LlmClient(card, spec, seed, own, silent)

@@ -4,7 +4,7 @@
 
 with each member's own emotion and the population standard deviation, rounded to 1/1024 of a point, which binary numbers
 add without error. The first member is the voice: what it says is said, and every member's history has it as the
-client's words. The ensemble's written change is that emotion less the one before.
+client's words; the other played members only feel. The ensemble's written change is that emotion less the one before.
 """
 
 from __future__ import annotations

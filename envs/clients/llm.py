@@ -13,7 +13,8 @@ from typing import Any
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients.answers import Appraised, Opened, Spoken
-from envs.clients.calls import Call, ClientModels, Question, Unusable, put
+from envs.clients.calls import Call, ClientModels, Question, put
+from envs.clients.client import ClientFailure
 from envs.clients.fence import fenced, nonce
 from envs.clients.numbers import without_numbers
 from envs.clients.prompts import need_text, persona_text, prompt, words
@@ -26,10 +27,15 @@ from envs.trajectory import ClientTurn, Message, Stop
 
 
 class LlmClient:
-    """Plays one card in one dialogue by the rules of one spec. Raises InputError when the card lacks what it needs."""
+    """Plays one card in one dialogue by the rules of one spec. Raises InputError when the card lacks what it needs.
 
-    def __init__(self, card: PersonaCard, spec: ClientSpec, seed: int, models: ClientModels) -> None:
-        self.card, self.spec, self.seed, self.models = card, spec, seed, models
+    ``silent``: it feels and says nothing, as a member of an ensemble whose voice is another.
+    """
+
+    def __init__(
+        self, card: PersonaCard, spec: ClientSpec, seed: int, models: ClientModels, silent: bool = False
+    ) -> None:
+        self.card, self.spec, self.seed, self.models, self._silent = card, spec, seed, models, silent
         self._rules = _rules_of(spec)
         self._longest = self._rules.longest[card.language]
         self._words = words(card.language)
@@ -48,7 +54,7 @@ class LlmClient:
         calls: list[Call] = []
         notes: list[str] = []
         text = self.card.opening or ""
-        if self._rules.opening == "generated":
+        if self._rules.opening == "generated" and not self._silent:
             wrong = self._wrong([self._emotion])
             question = Question("open", self._opening_prompt, self._seed_of("open"), self._longest, wrong=wrong)
             opened, calls, notes = await put(question, Opened, self.models.reply, self._rules)
@@ -69,25 +75,28 @@ class LlmClient:
         written, before = float(appraised.change), self._emotion
         after = self.spec.applied(before, written)
         stop = self._stop(after)
-        spoken, spoken_calls, notes = await self._speak(history, appraised, before, after, stop)
-        self._emotion = after
-        self._said.append(spoken.message)
         appraisal: dict[str, Any] = {
             "band": self._rules.band(after),
             "appraised": appraised.model_dump(mode="json"),
-            "goodbye": spoken.goodbye,
-            "notes": notes,
-            "calls": _dumped([*calls, *spoken_calls]),
+            "calls": _dumped(calls),
         }
         if retests:
             appraisal["retests"] = retests
+        text, goodbye = "", False
+        if not self._silent:
+            spoken, calls, notes = await self._speak(history, appraised, before, after, stop)
+            text, goodbye = spoken.message, spoken.goodbye
+            appraisal["calls"] += _dumped(calls)
+            appraisal |= {"goodbye": goodbye, "notes": notes}
+        self._emotion = after
+        self._said.append(text)
         return ClientTurn(
-            text=spoken.message,
+            text=text,
             emotion=after,
             written_change=written,
             change=after - before,
             appraisal=appraisal,
-            stop=self._ended(stop, spoken.goodbye),
+            stop=self._ended(stop, goodbye),
         )
 
     def speak_as(self, text: str) -> None:
@@ -109,7 +118,9 @@ class LlmClient:
             try:
                 other, more, _ = await put(again, Appraised, model, rules)
                 retests.append(other.change)
-            except Unusable as error:
+            except ClientFailure as error:
+                if not error.calls:  # the model is out of reach, so that the talk can't go on either
+                    raise
                 more = error.calls
                 retests.append(None)
             calls += more
