@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from envs.cards import CARDS_DIR, HiddenNeed, PersonaCard, Split, load_card
@@ -14,6 +14,7 @@ from envs.errors import InputError
 from envs.hashing import text_hash
 
 SHINGLE = 8  # characters; long enough that two strangers share few, short enough that a paraphrase keeps many
+ROUNDING = 1e-9  # what floating point may lose of a whole number
 NEAR = 0.5  # Jaccard likeness of shingles from which two cards are near-duplicates
 
 
@@ -122,28 +123,40 @@ def alike(cards: Sequence[PersonaCard], near: float = NEAR) -> list[tuple[int, i
     """(index, later index, likeness) of all pairs of one language with the same persona text or ``near``-duplicate
     content, in their order; likeness is 1.0 for the same persona text. ``near`` has to be above 0.
 
-    Only pairs that share one of their rarer shingles are compared: two sets with a Jaccard index of ``near`` or more
-    can't do without one among the first n - ceil(near * n) + 1 of each, in any common order (prefix filter, Chaudhuri
-    et al. 2006). So nothing is missed, and hundreds of cards take seconds.
+    Most pairs are ruled out by counting: of two sets of n and m shingles with a Jaccard index of ``near`` or more,
+    either shares near / (1 + near) * (n + m) with the other, and so that many less k when its k commonest are not
+    counted (prefix filter, Chaudhuri et al. 2006). Nothing is missed, and hundreds of cards take seconds.
     """
     persona = [persona_text(card) for card in cards]
     shingles = [_shingles(_folded(_content(card))) for card in cards]
-    count = Counter(shingle for own in shingles for shingle in own)
-    holders: dict[tuple[str, str], list[int]] = defaultdict(list)
+    pairs = set(_close(shingles, near))
+    people: dict[str, list[int]] = defaultdict(list)
+    for second, text in enumerate(persona):
+        pairs |= {(first, second) for first in people[text]}
+        people[text].append(second)
     found = []
-    for second, (card, own) in enumerate(zip(cards, shingles, strict=True)):
-        rare = sorted(own, key=lambda shingle: (count[shingle], shingle))[: len(own) - math.ceil(near * len(own)) + 1]
-        marks = [("person", persona[second]), *(("shingle", shingle) for shingle in rare)]
-        for first in sorted({first for mark in marks for first in holders[mark]}):
-            if cards[first].language != card.language:
-                continue
+    for first, second in sorted(pairs):
+        if cards[first].language == cards[second].language:
             same = persona[first] == persona[second]
-            likeness = 1.0 if same else jaccard(shingles[first], own)
-            if same or likeness >= near:
-                found.append((first, second, likeness))
-        for mark in marks:
-            holders[mark].append(second)
-    return sorted(found)
+            found.append((first, second, 1.0 if same else jaccard(shingles[first], shingles[second])))
+    return [pair for pair in found if persona[pair[0]] == persona[pair[1]] or pair[2] >= near]
+
+
+def _close(shingles: Sequence[frozenset[str]], near: float) -> Iterable[tuple[int, int]]:
+    """(index, later index) of every pair with a Jaccard index of ``near`` or more, and of few others."""
+    count = Counter(shingle for own in shingles for shingle in own)
+    share = near / (1 + near)
+    holders: dict[str, list[int]] = defaultdict(list)
+    for one, own in enumerate(shingles):
+        held = sorted((shingle for shingle in own if count[shingle] > 1), key=lambda shingle: (count[shingle], shingle))
+        # The commonest are not counted: as many as leave a likely pair half of what it has to share.
+        rare = max(0, len(held) - int(share * len(own)))
+        common = Counter(chain.from_iterable(holders[shingle] for shingle in held[:rare]))
+        for other, shared in common.items():
+            if shared + len(held) - rare >= share * (len(own) + len(shingles[other])) - ROUNDING:
+                yield other, one
+        for shingle in held:
+            holders[shingle].append(one)
 
 
 class Crowd:
