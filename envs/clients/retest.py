@@ -37,9 +37,9 @@ def retests_of(trajectories: Sequence[Trajectory]) -> Retest:
     again: list[int | None] = []
     for turn in (turn for trajectory in trajectories for turn in trajectory.turns):
         for appraisal in [turn.client.appraisal, *_members(turn.client.appraisal)]:
-            changes = appraisal.get("retests", [])
-            first += [appraisal["appraised"]["change"]] * len(changes)
-            again += changes
+            if changes := appraisal.get("retests"):
+                first += [appraisal["appraised"]["change"]] * len(changes)
+                again += changes
     return retest_agreement(first, again)
 
 
