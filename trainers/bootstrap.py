@@ -29,12 +29,23 @@ from envs.supporters import BANKS_DIR, everyday_nouns
 from envs.trajectory import Message
 from trainers import corpus
 from trainers.corpus import generate_corpus, generate_exchanges
-from trainers.run_folder import client_code
+from trainers.run_folder import CODE
 
 SPECIAL = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # their ids are 0, 1, 2
 # How the copying layer starts: spread of the embeddings, strength of what is copied, width of what is looked for.
 EMBEDDING_STD, COPY_STRENGTH, LOOK_STRENGTH = 0.05, 0.5, 3.0
 Progress = Callable[[str], None]
+
+# What the words of the corpus follow from, besides cards and spec.
+PLAYED_BY = (
+    "envs/affect.py",
+    "envs/dialogue.py",
+    "envs/supporters.py",
+    "envs/clients/app*.py",
+    "envs/clients/speech.py",
+    "envs/perception/*.py",
+    "configs/perception/*",
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,9 @@ def bootstrap(
 def _content_key(
     cards: Sequence[PersonaCard], spec: ClientSpec, prompt: str, template: str, settings: BootstrapSettings
 ) -> str:
-    code = [Path(__file__), Path(corpus.__file__), *sorted(BANKS_DIR.glob("*.yaml"))]
-    made_by = [client_code(), *(text_hash(path.read_text(encoding="utf-8")) for path in code), torch.__version__]
+    played = sorted(path for pattern in PLAYED_BY for path in CODE.glob(pattern))
+    code = [Path(__file__), Path(corpus.__file__), *sorted(BANKS_DIR.glob("*.yaml")), *played]
+    made_by = [*(text_hash(path.read_text(encoding="utf-8")) for path in code), torch.__version__]
     return content_hash([[card.hash for card in cards], spec.hash, prompt, template, asdict(settings), made_by])
 
 
