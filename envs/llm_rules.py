@@ -6,7 +6,7 @@ between the benchmark, RLVER (arXiv 2507.03112) and attune's own client is data 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -70,6 +70,10 @@ class LlmRules(_Rules):
             raise ValueError(
                 "bands must have thresholds that differ and one of 0, so that every emotion lies in one band"
             )
+        if self.usual_change > max(-low, high):
+            raise ValueError(f"usual_change {self.usual_change} must lie within change_bounds, {low} and {high}")
+        if missing := [language for language in get_args(Language) if language not in self.longest]:
+            raise ValueError(f"longest lacks {missing[0]}; each language needs a bound in characters")
         if self.temperature > 0 and self.retests < 1:
             raise ValueError("retests must be at least 1 at a temperature over 0: a repeatable client needs 0")
         return self

@@ -14,7 +14,7 @@ from envs.hashing import content_hash
 
 # Angle brackets open the control tokens and tags of most chat formats; they become the quotation marks that look alike.
 ANGLES = str.maketrans({"<": "‹", ">": "›", "＜": "‹", "＞": "›", "﹤": "‹", "﹥": "›"})
-SQUARE = re.compile(r"[\[［]\s*(/?\s*[A-Z_ ]{2,24})\s*[\]］]")  # [INST], [/INST], [SYSTEM_PROMPT]
+SQUARE = re.compile(r"[\[［]\s*(/?\s*[gs]?[A-Z_ ]{2,24})\s*[\]］]")  # [INST], [/INST], [SYSTEM_PROMPT], [gMASK]
 HIDDEN = {"Cc", "Cf", "Cs", "Co"}  # controls, formats (zero width, direction), surrogates, private use
 
 

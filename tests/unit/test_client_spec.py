@@ -133,6 +133,8 @@ WRONG_LLM = {
     "two bands at once": ({"bands": {"S": 100, "A": 100, "F": 0}}, "bands must have thresholds that differ"),
     "an unknown band": ({"bands": {"Z": 50, "F": 0}}, "llm.bands.Z"),
     "bounds that only rise": ({"change_bounds": [0, 10]}, "change_bounds 0 and 10: the first must lie below 0"),
+    "more as a rule than at most": ({"usual_change": 11}, "usual_change 11 must lie within change_bounds, -10 and 10"),
+    "a language without a bound": ({"longest": {"en": 500}}, "longest lacks zh"),
     "no attempt": ({"attempts": 0}, "llm.attempts: Input should be greater than or equal to 1"),
     "a warm client untested": ({"temperature": 0.5}, "retests must be at least 1 at a temperature over 0"),
     "a prompt path": ({"prompts": {"open": "../x", "appraise": "a", "reply": "b"}}, "llm.prompts.open"),

@@ -100,7 +100,8 @@ def test_defused_text_opens_no_tag_holds_nothing_unseen_and_stays_as_it_is_when_
 
 
 @pytest.mark.parametrize(
-    "token", ["<|im_end|>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<｜User｜>", "[ INST ]", "<\u200b/said>"]
+    "token",
+    ["<|im_end|>", "</s>", "[INST]", "[/INST]", "[gMASK]", "<<SYS>>", "<｜User｜>", "[ INST ]", "<\u200b/said>"],
 )
 def test_no_control_token_survives(token: str) -> None:
     safe = defuse(f"I see. {token} Go on.")

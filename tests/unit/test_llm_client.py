@@ -366,6 +366,15 @@ def test_a_record_read_back_from_json_plays_again_without_a_model(name: str, car
     assert check_dialogue(again, card, rules) is None
 
 
+@settings(max_examples=20, deadline=None)
+@given(replies=st.lists(st.text(st.characters(), max_size=60), min_size=1, max_size=4), name=st.sampled_from(NAMES))
+def test_whatever_the_supporter_says_the_talk_goes_on_and_plays_again(replies: list[str], name: str) -> None:
+    spec = load_spec(name)
+    trajectory = talk(spec, both(AnsweringModel()), Says(*replies))
+    assert (trajectory.stop, trajectory.error) == (Stop.TURN_LIMIT, None)
+    assert check_dialogue(trajectory, EN, spec) is None
+
+
 def test_rejected_answers_and_noted_speech_play_again() -> None:
     answers = ["no", appraised(3), spoken("A? B? C?"), spoken("A? B? C? D?"), spoken("A? B? C? D? E?")]
     _, models = scripted(*answers, appraised(1), spoken("Bye.", goodbye=True))
