@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from envs.card_set import find_leaks
 from envs.cards import PersonaCard
@@ -23,11 +24,17 @@ SHOWN = 5
 Choice = TypeVar("Choice", bound=str)
 
 
-def required(option: str, given: str | None, remedy: str) -> str:
-    """An option that has to be given and say something. Raises InputError with the remedy."""
-    if given is None or not given.strip():
-        raise InputError(f"{option}: is missing; {remedy}")
-    return given.strip()
+def required(options: dict[str, tuple[str | None, str]]) -> list[str]:
+    """The values of options that have to say something, given as {option: (value, what to do when it is missing)}.
+
+    Raises InputError naming every one that is missing.
+    """
+    missing = [
+        f"{name}: is missing; {remedy}" for name, (given, remedy) in options.items() if not (given or "").strip()
+    ]
+    if missing:
+        raise InputError("\n".join(missing))
+    return [(given or "").strip() for given, _ in options.values()]
 
 
 def one_of(option: str, given: str, known: Sequence[Choice]) -> Choice:
@@ -44,7 +51,8 @@ def model_door(model: str, base_url: str, key_env: str | None, deadline_seconds:
     """What opens the model for one card at a time. The endpoint is imported here alone."""
     from envs.models.endpoint import Endpoint, EndpointSpec  # pyright: ignore[reportMissingImports]
 
-    endpoint = Endpoint(EndpointSpec(base_url=base_url, model=model, key_env=key_env))
+    key = {} if key_env is None else {"key_env": key_env}
+    endpoint = Endpoint(EndpointSpec(base_url=base_url, model=model, **key))
     return lambda: endpoint.dialogue(deadline_seconds)
 
 
@@ -75,7 +83,7 @@ def leak_lines(cards: Sequence[PersonaCard]) -> list[str]:
 
 def import_table(report: ImportReport) -> Table:
     """What became of each field, in rows."""
-    table = Table(title=f"{report.source_file}, read as {report.kind}", title_justify="left", title_style="bold")
+    table = Table(title=Text(f"{report.source_file}, read as {report.kind}"), title_justify="left", title_style="bold")
     table.box, table.pad_edge = box.HORIZONTALS, False
     table.add_column("field", overflow="fold")
     for heading in ("mapped", "noted", "left out", "missing"):
@@ -83,7 +91,7 @@ def import_table(report: ImportReport) -> Table:
     table.add_column("becomes", overflow="fold")
     for name, use in report.fields.items():
         counts = (use.mapped, use.noted, use.left_out, use.missing)
-        table.add_row(name, *(str(count or "-") for count in counts), _becomes(name, use))
+        table.add_row(Text(name), *(str(count or "-") for count in counts), Text(_becomes(name, use)))
     return table
 
 

@@ -71,10 +71,16 @@ def import_(
     """Make cards of another collection's rows, and tell what became of each of its fields."""
     if out is None and not dry_run:
         raise InputError("--out: is missing; name the folder for the cards, or look first with --dry-run")
+    licence, source = required(
+        {
+            "--licence": (licence, "name the licence of the cards' text; without one it can't be used"),
+            "--source": (source, "say where the cards come from, as each card will keep it"),
+        }
+    )
     origin = Origin(
         kind=kind,
-        source=required("--source", source, "say where the cards come from, as each card will keep it"),
-        licence=required("--licence", licence, "name the licence of the cards' text; without one it can't be used"),
+        source=source,
+        licence=licence,
         split=one_of("--split", split, get_args(Split)),
         language=None if language is None else one_of("--language", language, get_args(Language)),
     )
@@ -148,10 +154,11 @@ def write(
     json: JsonFlag = False,
 ) -> None:
     """Let a language model draft new cards; bad and near-duplicate ones are refused. Read them before you use them."""
+    [licence] = required({"--licence": (licence, "name the licence that the drafts will stand under")})
     order = Order(
         topics=read_topics(topics),
         count=count,
-        licence=required("--licence", licence, "name the licence that the drafts will stand under"),
+        licence=licence,
         language=one_of("--language", language, get_args(Language)),
         split=one_of("--split", split, get_args(Split)),
         attempts=attempts,

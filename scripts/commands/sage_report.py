@@ -41,7 +41,7 @@ def sage_report(
 def scoreboard_table(scores: FileScores) -> Table:
     """One file's results: all dialogues, then by hidden need and by temperament."""
     title = f"{scores.file}\n95 % intervals over cards; successes and failures counted, intervals in %"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.HORIZONTALS, padding=0)
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.HORIZONTALS, padding=0)
     table.show_edge = table.pad_edge = False
     table.add_column("", no_wrap=True)
     for heading in ("talks", "score", "", "success", "failure", "updates", "obey"):

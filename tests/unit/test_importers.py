@@ -274,6 +274,23 @@ def test_a_local_dataset_and_a_parquet_file_are_read_with_all_their_splits(tmp_p
     assert found.report.fields["born"].missing == 2
 
 
+def test_a_name_on_the_hub_is_asked_of_the_library_and_its_failure_is_bad_input(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        if name == "nobody/nothing":
+            raise FileNotFoundError("no such dataset")
+        return {"train": [{"profile": "Ine"}]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert [row.data for row in read_rows("hf:some/cards")] == [{"profile": "Ine"}]
+    with pytest.raises(InputError, match="hf:nobody/nothing: can't be loaded as a dataset: FileNotFoundError"):
+        read_rows("hf:nobody/nothing")
+    assert asked == ["some/cards", "nobody/nothing"]
+
+
 def test_a_folder_that_is_no_dataset_is_refused_by_name(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
@@ -357,7 +374,7 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60) | st.text
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(profile=texts, situation=texts, note=texts)
 def test_any_text_of_a_card_comes_back_from_its_yaml(profile, situation, note):
     raw = {"id": "en-x", "language": "en", "split": "dev", "source": "s", "licence": "l", "notes": {"n": f"x{note}y"}}
@@ -375,7 +392,7 @@ fields = st.sampled_from(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.dictionaries(fields | st.text(max_size=6), json_values, max_size=6), min_size=1, max_size=3),
     kind=st.sampled_from(["sage", "esc-eval", "characterchat", "patient-psi", "kardia", "table"]),
@@ -410,6 +427,9 @@ def test_the_command_asks_for_licence_and_source_and_never_overwrites(tmp_path, 
     assert "--licence: is missing; name the licence" in capsys.readouterr().err
     assert attune.main(command(tmp_path, "--licence", "MIT")) == 2
     assert "--source: is missing; say where" in capsys.readouterr().err
+    assert attune.main(command(tmp_path, "--licence", " ")) == 2
+    told = capsys.readouterr().err
+    assert "--licence: is missing" in told and "--source: is missing" in told
     assert not (tmp_path / "out").exists()
     assert attune.main(command(tmp_path, *SAID)) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -423,6 +443,12 @@ def test_a_dry_run_shows_the_report_and_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "notes.cha_group" in out and "1 of 1 rows became cards (1 zh); nothing written" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_field_whose_name_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):
+    file = save(tmp_path / "rows.json", [SAGE_ROW | {"[bold]x[/nothing]": 1}])
+    assert attune.main(["cards", "import", "sage", file, "--dry-run", *SAID]) == 0
+    assert "[bold]x[/nothing]" in capsys.readouterr().out
 
 
 def test_the_command_refuses_a_file_of_which_no_row_becomes_a_card(tmp_path, capsys):

@@ -93,7 +93,7 @@ odd_messages = st.dictionaries(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(history=st.lists(odd_messages | json_values, max_size=6), rest=st.dictionaries(st.text(max_size=4), json_values))
 def test_any_history_is_read_and_becomes_a_trajectory_that_fails_or_holds(tmp_path_factory, history, rest):
     row = line([5]) | rest | {"history": history}
