@@ -49,10 +49,10 @@ def one_of(option: str, given: str, known: Sequence[Choice]) -> Choice:
 
 def model_door(model: str, base_url: str, key_env: str | None, deadline_seconds: float) -> Callable[[], ModelClient]:
     """What opens the model for one card at a time. The endpoint is imported here alone."""
-    from envs.models.endpoint import Endpoint, EndpointSpec  # pyright: ignore[reportMissingImports]
+    from envs.models.endpoint import Endpoint
+    from envs.models.endpoint_spec import EndpointSpec
 
-    key = {} if key_env is None else {"key_env": key_env}
-    endpoint = Endpoint(EndpointSpec(base_url=base_url, model=model, **key))
+    endpoint = Endpoint(EndpointSpec(base_url=base_url, model=model, key_env=key_env))
     return lambda: endpoint.dialogue(deadline_seconds)
 
 

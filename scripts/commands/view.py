@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -48,18 +49,26 @@ def _heading(trajectory: Trajectory) -> str:
     return f"{trajectory.dialogue_id}: {ended}; emotion {path}"
 
 
-def _reasons(trajectory: Trajectory, turn: int) -> list[str]:
-    found = trajectory.turns[turn].client.appraisal.get("why", [])
-    return [f"{reason['push']:+.2f}  {reason['reason']}" for reason in found]
+def _reasons(appraisal: Mapping[str, Any]) -> list[str]:
+    """Why the feeling moved, a line each, as the kind of client recorded it."""
+    if members := appraisal.get("members"):
+        lines = [f"mean {appraisal['mean']:.1f}, deviation {appraisal['deviation']:.1f}"]
+        for member in members:
+            lines.append(f"{member['spec']}: {member['emotion']:g} ({member['change']:+g})")
+            lines += [f"  {reason}" for reason in _reasons(member["appraisal"])]
+        return lines
+    if thought := appraisal.get("appraised"):
+        return [f"{name}: {value:+d}" if name == "change" else f"{name}: {value}" for name, value in thought.items()]
+    return [f"{reason['push']:+.2f}  {reason['reason']}" for reason in appraisal.get("why", [])]
 
 
 def _terminal(trajectory: Trajectory, why: bool) -> list[Text]:
     lines = [Text(""), Text(_heading(trajectory), style="bold")]
     if trajectory.opening:
         lines.append(_said("client", trajectory.opening.text, trajectory.opening.emotion))
-    for index, turn in enumerate(trajectory.turns):
+    for turn in trajectory.turns:
         lines.append(Text.assemble(("supporter       ", "cyan"), turn.supporter.text or "(says nothing)"))
-        reasons = _reasons(trajectory, index) if why else []
+        reasons = _reasons(turn.client.appraisal) if why else []
         lines += [Text(" " * 16 + reason, style="dim") for reason in reasons]
         lines.append(_said("client", turn.client.text, turn.client.emotion))
     return lines
@@ -73,8 +82,8 @@ def _markdown(trajectory: Trajectory, why: bool) -> list[Text]:
     lines = [f"### {_heading(trajectory)}", ""]
     if trajectory.opening:
         lines.append(f"- **client** ({trajectory.opening.emotion:g}): {trajectory.opening.text}")
-    for index, turn in enumerate(trajectory.turns):
+    for turn in trajectory.turns:
         lines.append(f"- **supporter**: {turn.supporter.text or '*(says nothing)*'}")
-        lines += [f"  - {reason}" for reason in (_reasons(trajectory, index) if why else [])]
+        lines += [f"  - {reason}" for reason in (_reasons(turn.client.appraisal) if why else [])]
         lines.append(f"- **client** ({turn.client.emotion:g}): {turn.client.text}")
     return [Text(line) for line in [*lines, ""]]
