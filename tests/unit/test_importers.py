@@ -324,6 +324,24 @@ def test_rows_of_the_same_id_are_told_apart_by_content_and_the_same_row_by_numbe
     assert [sorted(group) for group in found.report.same_person] == [sorted(ids)]
 
 
+def test_fields_without_a_name_or_with_the_same_one_are_all_kept(tmp_path):
+    row = {
+        "profile": "Ine",
+        "situation": "The mill.",
+        "": "a",
+        " ": "b",
+        "Age": 52,
+        "age ": "about fifty",
+        "\ud800": "c",
+    }
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    [card] = import_cards(str(path), Origin(kind="table", source="s", licence="CC0-1.0")).cards
+    assert card.notes == {"(unnamed)": "a", "(unnamed)'": "b", "Age": "52", "age'": "about fifty", "?": "c"}
+    save_cards([card], tmp_path / "out")
+    assert load_cards([tmp_path / "out"]) == [card]
+
+
 def test_a_language_that_nobody_speaks_here_refuses_the_row_unless_another_is_named(tmp_path):
     row = {"profile": "Ine", "situation": "Le moulin.", "language": "french"}
     found = imported(tmp_path, "table", [row])
