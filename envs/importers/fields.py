@@ -12,6 +12,7 @@ from typing import Any
 from envs.importers.card_map import CardMap, Slots, folded
 
 FIRST_USER = "first_user"
+UNNAMED = "(unnamed)"
 
 
 def plain(value: Any) -> str | None:
@@ -46,11 +47,13 @@ class Fields:
 
     def _add(self, prefix: str, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            full = f"{prefix}{name}"
+            full = f"{prefix}{plain(name) or UNNAMED}"
             key = folded(full)
             if isinstance(value, dict) and value and key not in self._left_out:
                 self._add(f"{full}.", value)
                 continue
+            while key in self._names:  # "Age" beside "age": two fields, of which the map knows the first
+                key, full = f"{key}'", f"{full}'"
             self._names[key] = full
             self._texts[key] = plain(value)
             if first := _first_user(value):

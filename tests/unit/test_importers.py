@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,80 +19,8 @@ from envs.errors import InputError
 from envs.importers.card_map import MAPS_DIR, load_map
 from envs.importers.convert import Imported, Origin, import_cards, language_of
 from envs.importers.rows import read_rows
-from scripts import attune
+from tests.unit.foreign_rows import CHARACTER, KARDIA, PATIENT, SAGE_ROW, imported, save
 from tests.unit.recorded import NEED, RLVER, SAGE, line, needs_sage, save_lines
-
-SAGE_ROW = {
-    "id": "AB_12-x",
-    "player": "* 姓名：林小禾\n* 年龄：31岁\n* 职业：养蜂人",
-    "scene": "今年的蜂箱空了一半，邻居说是她的错。  \n她没有再去镇上。",
-    "main_cha": "回避型",
-    "cha_group": ["谨慎", "内向", "宽容"],
-    "task": "你认为自己在事件中没有任何责任和错误，你想要对方也认同你没有错",
-    "first_talk": "蜂箱空了，也没什么好说的。",
-}
-PATIENT = {
-    "name": "Oda",
-    "id": "4-2",
-    "type": ["plain", "reserved"],
-    "history": "Ran the ferry kiosk with her sister until the quay was closed.",
-    "helpless_belief": ["I can't manage alone.", "I am trapped."],
-    "unlovable_belief": [],
-    "worthless_belief": [],
-    "intermediate_belief": "If I ask, I owe.",
-    "coping_strategies": "Counts the till twice.",
-    "situation": "The sister's birthday card is still on the shelf.",
-    "auto_thought": "She would not come anyway.",
-    "emotion": ["sad, lonely"],
-    "behavior": "Turns the card to the wall.",
-}
-KARDIA = {
-    "person": "MBTI: INFJ\nAbout: mends accordions, walks the dyke at night.",
-    "mbti": "INFJ",
-    "emotion": "lonely",
-    "situation": "The choir sang without me for the first time.",
-    "anon_username": "reed_17",
-    "messages": [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "They sang on Friday. I heard it from the street."},
-        {"role": "assistant", "content": "That must have hurt."},
-    ],
-}
-CHARACTER = {
-    "index": 3,
-    "mbti": "ISTP",
-    "profile": {
-        "name": "Bram Osei",
-        "gender": "male",
-        "age": "44",
-        "region": "Tema, Ghana",
-        "tone": "Slow, with long pauses.",
-        "job": "crane driver",
-        "personality": "Patient and dry.",
-        "advantages_and_disadvantages": "Steady hands; holds grudges.",
-        "hobby": "Model ships.",
-        "growth_experience": "Grew up in a harbour office.",
-        "family_relationship": "Two sisters abroad.",
-        "working_conditions": "Night shifts.",
-        "social_relationship": "One old friend.",
-        "emotional_state": "Tired.",
-        "living_conditions": "A room above a bakery.",
-        "recent_worry_or_anxiety": "The new crane needs no driver.",
-        "additional_information": "Keeps a logbook.",
-    },
-    "profile_trans": {"tone": "You speak slowly."},
-    "seeker_statement": "You are Bram.",
-}
-
-
-def save(path: Path, rows: Any) -> str:
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return str(path)
-
-
-def imported(path: Path, kind: str, rows: Any, overrides: tuple[str, ...] = (), **origin: Any) -> Imported:
-    told = Origin(kind=kind, source="a made-up collection", licence="CC0-1.0", **origin)
-    return import_cards(save(path / "rows.json", rows), told, overrides)
 
 
 def nothing_is_lost(found: Imported, rows: list[dict[str, Any]]) -> None:
@@ -324,6 +251,24 @@ def test_rows_of_the_same_id_are_told_apart_by_content_and_the_same_row_by_numbe
     assert [sorted(group) for group in found.report.same_person] == [sorted(ids)]
 
 
+def test_fields_without_a_name_or_with_the_same_one_are_all_kept(tmp_path):
+    row = {
+        "profile": "Ine",
+        "situation": "The mill.",
+        "": "a",
+        " ": "b",
+        "Age": 52,
+        "age ": "about fifty",
+        "\ud800": "c",
+    }
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    [card] = import_cards(str(path), Origin(kind="table", source="s", licence="CC0-1.0")).cards
+    assert card.notes == {"(unnamed)": "a", "(unnamed)'": "b", "Age": "52", "age'": "about fifty", "?": "c"}
+    save_cards([card], tmp_path / "out")
+    assert load_cards([tmp_path / "out"]) == [card]
+
+
 def test_a_language_that_nobody_speaks_here_refuses_the_row_unless_another_is_named(tmp_path):
     row = {"profile": "Ine", "situation": "Le moulin.", "language": "french"}
     found = imported(tmp_path, "table", [row])
@@ -405,56 +350,6 @@ def test_any_row_becomes_a_card_or_a_reason_and_every_field_is_accounted_for(tmp
         assert use.mapped + use.noted + use.missing <= len(rows) <= use.mapped + use.noted + use.missing + use.left_out
     for card in found.cards:
         assert PersonaCard.model_validate(yaml.safe_load(card_yaml(card))) == card
-
-
-def command(tmp_path: Path, *more: str) -> list[str]:
-    file = save(tmp_path / "rows.json", [SAGE_ROW])
-    return ["cards", "import", "sage", file, "--out", str(tmp_path / "out"), *more]
-
-
-SAID = ("--licence", "CC0-1.0", "--source", "a made-up collection")
-
-
-def test_the_command_writes_cards_that_are_read_back_equal_and_tells_of_each_field(tmp_path, capsys):
-    assert attune.main(command(tmp_path, *SAID, "--split", "test", "--json")) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["cards"], report["fields"]["task"]["becomes"]) == (1, ["hidden_need", "need"])
-    assert load_cards([tmp_path / "out"]) == imported(tmp_path, "sage", [SAGE_ROW], split="test").cards
-
-
-def test_the_command_asks_for_licence_and_source_and_never_overwrites(tmp_path, capsys):
-    assert attune.main(command(tmp_path, "--source", "s")) == 2
-    assert "--licence: is missing; name the licence" in capsys.readouterr().err
-    assert attune.main(command(tmp_path, "--licence", "MIT")) == 2
-    assert "--source: is missing; say where" in capsys.readouterr().err
-    assert attune.main(command(tmp_path, "--licence", " ")) == 2
-    told = capsys.readouterr().err
-    assert "--licence: is missing" in told and "--source: is missing" in told
-    assert not (tmp_path / "out").exists()
-    assert attune.main(command(tmp_path, *SAID)) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert attune.main(command(tmp_path, *SAID, "--split", "dev")) == 2
-    assert "there already; nothing was written" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-
-
-def test_a_dry_run_shows_the_report_and_writes_nothing(tmp_path, capsys):
-    assert attune.main(command(tmp_path, *SAID, "--dry-run")) == 0
-    out = capsys.readouterr().out
-    assert "notes.cha_group" in out and "1 of 1 rows became cards (1 zh); nothing written" in out
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_field_whose_name_looks_like_markup_is_shown_as_it_is(tmp_path, capsys):
-    file = save(tmp_path / "rows.json", [SAGE_ROW | {"[bold]x[/nothing]": 1}])
-    assert attune.main(["cards", "import", "sage", file, "--dry-run", *SAID]) == 0
-    assert "[bold]x[/nothing]" in capsys.readouterr().out
-
-
-def test_the_command_refuses_a_file_of_which_no_row_becomes_a_card(tmp_path, capsys):
-    file = save(tmp_path / "rows.json", [{"who": "Ine"}])
-    assert attune.main(["cards", "import", "table", file, "--out", str(tmp_path / "o"), *SAID]) == 2
-    assert "profile: is missing; add it" in capsys.readouterr().err
 
 
 def test_recordings_can_be_imported_as_the_cards_that_they_hold(tmp_path):
