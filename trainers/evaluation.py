@@ -20,7 +20,7 @@ from envs.clients import make_client
 from envs.clients.client import Client
 from envs.clients.retest import Retest, retests_of
 from envs.dialogue import DialoguePlan, Supporter, run_dialogues
-from envs.errors import InputError
+from envs.errors import InputError, RunError
 from envs.hashing import derived_seed
 from envs.receipts import TrajectoryLog, read_log
 from envs.trajectory import Emotion, Record, Stop, Trajectory
@@ -192,6 +192,17 @@ async def evaluate(
     evaluation = summarise(trajectories, cards, settings)
     write_json(folder / SUMMARY, evaluation.model_dump(mode="json"))
     return evaluation
+
+
+def check_budget(evaluation: Evaluation, budget: float, folder: Path) -> str | None:
+    """What to say of dialogues that broke off, or None. Raises RunError when their share is larger than ``budget``."""
+    reasons = [outcome.error for outcome in evaluation.outcomes if outcome.error]
+    if not reasons:
+        return None
+    told = f"{folder}: {len(reasons)} of {evaluation.dialogues} dialogues broke off; the first: {reasons[0]}"
+    if len(reasons) > budget * evaluation.dialogues:
+        raise RunError(f"{told}\nThat is more than trainer.error_budget allows; mend the cause and evaluate again")
+    return told
 
 
 def check_unused(folder: Path) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
-from envs.errors import InputError
+from envs.errors import InputError, RunError
 from envs.trajectory import Score, Trajectory
 from trainers import assembly
 from trainers.client_models import MODELS, ModelPool, check_client
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
-from trainers.evaluation import COMPARISON, Evaluation, compare, evaluate, read_trajectories, settings_for
+from trainers.evaluation import COMPARISON, Evaluation, check_budget, compare, evaluate, read_trajectories, settings_for
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
 from trainers.policy_server import PolicyServer
@@ -193,11 +193,14 @@ class _Play:
     models: ModelPool
     progress: Progress
 
-    def evaluate(self, name: str, adapter: str | None) -> Evaluation | None:
-        """Play the held-out cards; an evaluation that a resumed run already has is kept."""
+    def evaluate(self, name: str, adapter: str | None) -> None:
+        """Play the held-out cards; an evaluation that a resumed run already has is kept.
+
+        Raises RunError when more dialogues break off than the config's error budget allows.
+        """
         plan, config, out = self.plan, self.plan.config, self.folder.evaluation(name)
         if (out / "evaluation.json").exists():
-            return None
+            return
         settings = settings_for(
             plan.held_out_spec,
             config.evaluation.seeds_per_card,
@@ -206,7 +209,7 @@ class _Play:
         for left in ("trajectories.jsonl", USAGE):
             (out / left).unlink(missing_ok=True)
         self.progress.phase(f"evaluating the {name} policy on {len(plan.held_out_cards)} held-out cards")
-        return asyncio.run(
+        evaluation = asyncio.run(
             evaluate(
                 assembly.policy_factory(config, self.server, self.templates, adapter),
                 plan.held_out_cards,
@@ -219,6 +222,13 @@ class _Play:
                 on_done=self.progress.dialogue,
             )
         )
+        try:
+            told = check_budget(evaluation, config.trainer.error_budget, out)
+        except RunError:
+            (out / "evaluation.json").unlink()  # so that a resumed run plays it again
+            raise
+        if told:
+            self.progress.phase(told)
 
 
 def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from envs.cards import PersonaCard, Split
 from envs.client_spec import ClientSpec
-from envs.errors import InputError, RunError
+from envs.errors import InputError
 from envs.trajectory import Trajectory
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.tables import evaluation_table, language_table
@@ -25,6 +25,7 @@ from trainers.evaluation import (
     COMPARISON,
     Evaluation,
     EvaluationSettings,
+    check_budget,
     check_unused,
     compare,
     read_trajectories,
@@ -145,20 +146,10 @@ def run(job: Job) -> tuple[Evaluation, LanguageMeasures]:
                     on_done=lambda trajectory: progress.advance(bar),
                 )
             )  # fmt: skip
-    _check_budget(evaluation, job)
+    if told := check_budget(evaluation, config.trainer.error_budget, job.out):
+        stderr.print(told, markup=False, soft_wrap=True)
     end_of_turn = next(iter(templates.values())).end_of_turn
     return evaluation, _language(job, read_trajectories(job.out), model_dir, end_of_turn)
-
-
-def _check_budget(evaluation: Evaluation, job: Job) -> None:
-    """Say that dialogues broke off; raises RunError when they are more than the config's error budget allows."""
-    reasons = [outcome.error for outcome in evaluation.outcomes if outcome.error]
-    if not reasons:
-        return
-    told = f"{job.out}: {len(reasons)} of {evaluation.dialogues} dialogues broke off; the first: {reasons[0]}"
-    if len(reasons) > job.config.trainer.error_budget * evaluation.dialogues:
-        raise RunError(f"{told}\nThat is more than trainer.error_budget allows; mend the cause and evaluate again")
-    stderr.print(told, markup=False, soft_wrap=True)
 
 
 def _language(job: Job, trajectories: list[Trajectory], model_dir: Path, end_of_turn: int) -> LanguageMeasures:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from envs.clients.answers import Appraised
 from envs.errors import InputError
 from envs.receipts import read_log
 from envs.trajectory import Trajectory
@@ -58,7 +59,8 @@ def _reasons(appraisal: Mapping[str, Any]) -> list[str]:
             lines += [f"  {reason}" for reason in _reasons(member["appraisal"])]
         return lines
     if thought := appraisal.get("appraised"):
-        return [f"{name}: {value:+d}" if name == "change" else f"{name}: {value}" for name, value in thought.items()]
+        texts = [f"{name}: {thought[name]}" for name in Appraised.model_fields if name != "change"]
+        return [*texts, f"change: {thought['change']:+d}"]
     return [f"{reason['push']:+.2f}  {reason['reason']}" for reason in appraisal.get("why", [])]
 
 

@@ -1,7 +1,7 @@
 """64 dialogues at once against a server that fails: they end, and they feel the same as without a fault.
 
-How long they take is measured apart (``pytest -m benchmark``, alone on a machine). There are more dialogues than places,
-as in a run: of 64 alone the one that met most hangs would decide.
+How long they take is measured apart (``pytest -m benchmark``, alone on a machine). There are more dialogues than
+places, as in a run: of 64 alone the one that met most hangs would decide.
 """
 
 from __future__ import annotations

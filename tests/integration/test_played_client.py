@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from envs.errors import InputError
+from envs.errors import InputError, RunError
 from envs.receipts import read_log
 from scripts.attune import main
 from tests.scripted_server import ScriptedServer
@@ -165,6 +165,15 @@ def test_offline_with_another_card_every_dialogue_says_which_answer_the_cache_la
     run(Plan.of(config), Progress())
     errors = [line.trajectory.error for line in read_log(config.run.folder / "trajectories.jsonl")]
     assert errors and all(error and "holds no answer of scripted" in error for error in errors)
+
+
+def test_a_run_whose_client_never_answers_ends_before_it_trains(model_dir, tmp_path) -> None:
+    with ScriptedServer(script=lambda request: "not JSON") as server:
+        config = load_config(None, overrides(model_dir, tmp_path, server.url, "mute"))
+        with pytest.raises(RunError, match=r"(?s)1 of 1 dialogues broke off.*can't be used.*mend the cause"):
+            run(Plan.of(config), Progress())
+    assert not (config.run.folder / "evaluation/base/evaluation.json").exists()
+    assert not (config.run.folder / "trajectories.jsonl").exists()
 
 
 def test_an_evaluation_with_a_client_that_training_never_met_is_one_line_and_the_report_names_both(
