@@ -11,7 +11,7 @@ import asyncio
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -82,7 +82,7 @@ def check_dialogue(trajectory: Trajectory, card: PersonaCard, spec: ClientSpec) 
         return None
     try:
         difference = asyncio.run(_played_again(trajectory, card, spec))
-    except (ClientFailure, InputError, ValueError) as error:
+    except (InputError, ValueError) as error:
         difference = f"can't be played again: {error}"
     return Finding("replay", difference) if difference else None
 
@@ -92,14 +92,14 @@ async def _played_again(trajectory: Trajectory, card: PersonaCard, spec: ClientS
     if trajectory.opening is None:
         return None if trajectory.stop is Stop.ERROR and not trajectory.turns else "there is no opening"
     client = make_client(card, spec, trajectory.seed, _recorded(trajectory, spec))
-    if difference := _difference(trajectory.opening, await client.open()):
+    if difference := await _compared(trajectory.opening, client.open()):
         return f"the opening: {difference}"
     history = [Message(speaker="client", text=trajectory.opening.text)]
     for number, turn in enumerate(trajectory.turns, 1):
         if number > 1 and trajectory.turns[number - 2].client.stop:
             return f"turn {number}: comes after the client had ended the talk"
         history.append(Message(speaker="supporter", text=turn.supporter.text))
-        if difference := _difference(turn.client, await client.reply(history)):
+        if difference := await _compared(turn.client, client.reply(history)):
             return f"turn {number}: {difference}"
         history.append(Message(speaker="client", text=turn.client.text))
     if trajectory.stop is Stop.TURN_LIMIT and len(trajectory.turns) < spec.max_turns:
@@ -113,6 +113,13 @@ def _recorded(trajectory: Trajectory, spec: ClientSpec) -> Models | None:
         return recorded_models(trajectory) if spec.kind == "llm" else None
     played = [member.name for member in spec.ensemble.members if member.kind == "llm"]
     return {name: recorded_models(trajectory, name) for name in played}
+
+
+async def _compared(recorded: ClientTurn, again: Coroutine[Any, Any, ClientTurn]) -> str | None:
+    try:
+        return _difference(recorded, await again)
+    except ClientFailure as error:
+        return f"can't be played again: {error}"
 
 
 def _difference(recorded: ClientTurn, again: ClientTurn) -> str | None:

@@ -35,18 +35,6 @@ class Call(Record):
     rejected: str | None = None
 
 
-class Unusable(ClientFailure):
-    """No attempt at a question gave an answer that can be read. ``calls`` holds them all."""
-
-    def __init__(self, asked: str, calls: Sequence[Call]) -> None:
-        last = calls[-1]
-        super().__init__(
-            f"the client's model {last.model} gave {len(calls)} answers to {asked!r} that can't be used; the last "
-            f"because {last.rejected}"
-        )
-        self.calls = list(calls)
-
-
 @dataclass(frozen=True)
 class ClientModels:
     """The models behind one played client: the one that appraises, and the one that speaks."""
@@ -77,7 +65,7 @@ async def put(
 ) -> tuple[Part, list[Call], list[str]]:
     """The answer, every call that was made for it, and notes on what is wrong with the answer all the same.
 
-    Raises Unusable when no attempt gave an answer that can be read, ClientFailure when the model gave none at all.
+    Raises ClientFailure when no attempt gave an answer that can be read, or the model gave none at all.
     """
     calls: list[Call] = []
     readable: tuple[Part, list[str]] | None = None
@@ -116,7 +104,11 @@ async def put(
         if cause is None:
             break
     if readable is None:
-        raise Unusable(question.asked, calls)
+        raise ClientFailure(
+            f"the client's model {calls[-1].model} gave {len(calls)} answers to {question.asked!r} that can't be used; "
+            f"the last because {calls[-1].rejected}",
+            calls,
+        )
     part, notes = readable
     return part, calls, notes
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from envs.trajectory import ClientTurn, Message
 
 
 class ClientFailure(Exception):
-    """The client could not be played on: its model failed or gave no usable answer. Never the supporter's low score."""
+    """The client could not be played on: its model failed or gave no usable answer. Never the supporter's low score.
+
+    ``calls``: the answers that could not be used; none where the model gave none at all.
+    """
+
+    def __init__(self, message: str, calls: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.calls = list(calls)
 
 
 class Client(Protocol):

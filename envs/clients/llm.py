@@ -13,7 +13,8 @@ from typing import Any
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
 from envs.clients.answers import Appraised, Opened, Spoken
-from envs.clients.calls import Call, ClientModels, Question, Unusable, put
+from envs.clients.calls import Call, ClientModels, Question, put
+from envs.clients.client import ClientFailure
 from envs.clients.fence import fenced, nonce
 from envs.clients.numbers import without_numbers
 from envs.clients.prompts import need_text, persona_text, prompt, words
@@ -109,7 +110,9 @@ class LlmClient:
             try:
                 other, more, _ = await put(again, Appraised, model, rules)
                 retests.append(other.change)
-            except Unusable as error:
+            except ClientFailure as error:
+                if not error.calls:  # the model is out of reach, so that the talk can't go on either
+                    raise
                 more = error.calls
                 retests.append(None)
             calls += more

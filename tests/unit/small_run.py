@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from envs.cards import CARDS_DIR, PersonaCard, load_card
 from envs.client_spec import ClientSpec, load_spec
-from envs.clients import make_client
+from envs.clients import Models, make_client
 from envs.dialogue import DialoguePlan, Supporter, run_dialogues
 from envs.hashing import derived_seed, text_hash
 from envs.receipts import TrajectoryLog
@@ -88,7 +88,17 @@ def make_run(path: Path) -> Path:
     return path
 
 
-def _train(run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec) -> None:
+def make_training(path: Path, spec: ClientSpec, models: Models) -> Path:
+    """Write a run of two steps with clients that models play, without evaluations."""
+    with RunFolder.create(path) as run:
+        run.record(yaml.safe_dump(CONFIG.model_dump(mode="json")), cards_for(TRAINED), [spec], {"run": 0}, base=BASE)
+        _train(run, cards_for(TRAINED), spec, models)
+        _write_adapter(run.adapter("final"))
+        run.finish()
+    return path
+
+
+def _train(run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec, models: Models | None = None) -> None:
     log, metrics = TrajectoryLog(run.trajectories), MetricsLog(run.metrics)
     for step in range(2):
         plans = []
@@ -97,7 +107,7 @@ def _train(run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec) -> No
             seed, card = derived_seed(step, group), cards[group]
             supporter = Voiced(MixingSupporter("en", derived_seed("policy", step, row)), f"v{step}")
             name = f"{step:06d}-{group:03d}-{member:03d}-{card.id}"
-            plans.append(DialoguePlan(name, card, spec, seed, make_client(card, spec, seed), supporter))
+            plans.append(DialoguePlan(name, card, spec, seed, make_client(card, spec, seed, models), supporter))
         trajectories = asyncio.run(run_dialogues(plans, concurrency=4))
         for trajectory in trajectories:
             log.append(trajectory)

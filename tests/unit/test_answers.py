@@ -133,7 +133,12 @@ ZH_NEED = "你希望有人听懂以后告诉你，这件事错不在你。"
 
 
 def check(message: str, language: Any = "en", need: str | None = NEED, **changes: Any) -> list[str]:
-    given = {"own": ["They sent a letter."], "emotions": [43.0, 48.0], "known": "He is 58.", "questions": 2}
+    given: dict[str, Any] = {
+        "own": ["They sent a letter."],
+        "emotions": [43.0, 48.0],
+        "known": "He is 58.",
+        "questions": 2,
+    }
     return violations(message, language, need=need, **(given | {"longest": 60} | changes))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from envs.client_spec import SPECS_DIR, ClientSpec, load_spec
 from envs.errors import InputError
+from envs.hashing import canonical
 
 SPEC = load_spec("appraisal-v1")
 RAW = (SPECS_DIR / "appraisal-v1.yaml").read_text(encoding="utf-8")
@@ -49,6 +50,12 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda d: d["appraisal"]["reactions"]["en"].update(echo=[]),
         "appraisal.reactions.en.echo: Tuple should have at least 1 item",
     ),
+    "a part of another kind": (
+        lambda d: d.update(llm=load_spec("sage-v1").model_dump(mode="json")["llm"]),
+        "llm belongs to kind llm, and this is kind appraisal; remove it",
+    ),
+    "no part of its own": (lambda d: d.pop("appraisal"), "appraisal belongs to kind appraisal, and this is kind appra"),
+    "no perceiver": (lambda d: d.pop("perceiver"), "perceiver belongs to kind appraisal"),
     "unequal lists": (lambda d: d["appraisal"]["generic"].update(push=[0.0]), "warmth and push must be equally long"),
 }
 
@@ -80,6 +87,78 @@ def test_a_spec_that_is_not_there_is_refused_with_the_known_ones():
 
 def test_a_spec_is_hashed_over_its_rules():
     assert changed().hash == SPEC.hash != changed(clamp=9).hash
+
+
+def test_the_embedded_clients_hash_is_the_one_that_recorded_runs_name():
+    assert SPEC.hash == "be253eff2750e151cdfaa48c13cbc9ff4c7e7174e8643428ebf8ef146e6aca26"
+    assert list(SPEC.model_dump()) == [
+        *("name", "kind", "perceiver", "clamp", "floor", "cap", "success_at", "failure_below", "max_turns", "appraisal")
+    ]
+
+
+# Clients that a language model plays: start emotion, clamp, opening, ends (at success, under), turns, hidden intention
+PUBLISHED = {
+    "sage-v1": (40, 10, "card", True, 10, 10, "hint"),
+    "rlver-challenging-v1": (30, None, "generated", False, 1, 8, "never"),
+    "rlver-vanilla-v1": (30, 10, "generated", False, 1, 8, "may_reveal"),
+    "attune-v1": (None, 10, "card", True, 10, 8, "hint"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_played_clients_rules_are_the_published_ones(name):
+    spec = load_spec(name)
+    llm = spec.llm
+    assert llm and spec.appraisal is None and spec.perceiver is None
+    ends_below = spec.failure_below if llm.ends_below is None else llm.ends_below
+    rules = (llm.start_emotion, spec.clamp, llm.opening, llm.ends_at_success, ends_below, spec.max_turns)
+    assert (*rules, llm.hidden_intention) == PUBLISHED[name]
+    assert (spec.floor, spec.cap, spec.success_at, spec.failure_below) == (0, 100, 100, 10)
+    assert llm.bands == {"S": 100, "A": 70, "B": 40, "C": 10, "F": 0}
+    assert (llm.temperature, llm.questions, llm.attempts) == (0, 2, 3)
+    assert ClientSpec.model_validate_json(canonical(spec.model_dump(mode="json"))).hash == spec.hash
+
+
+@pytest.mark.parametrize(
+    ("emotion", "band"),
+    [(100, "S"), (99, "A"), (70, "A"), (69, "B"), (40, "B"), (39, "C"), (10, "C"), (9, "F"), (0, "F")],
+)
+def test_an_emotion_lies_in_its_band(emotion, band):
+    llm = load_spec("sage-v1").llm
+    assert llm and llm.band(emotion) == band
+
+
+WRONG_LLM = {
+    "bands without a lowest": ({"bands": {"S": 100, "A": 70}}, "bands must have thresholds that differ and one of 0"),
+    "two bands at once": ({"bands": {"S": 100, "A": 100, "F": 0}}, "bands must have thresholds that differ"),
+    "an unknown band": ({"bands": {"Z": 50, "F": 0}}, "llm.bands.Z"),
+    "bounds that only rise": ({"change_bounds": [0, 10]}, "change_bounds 0 and 10: the first must lie below 0"),
+    "no attempt": ({"attempts": 0}, "llm.attempts: Input should be greater than or equal to 1"),
+    "a warm client untested": ({"temperature": 0.5}, "retests must be at least 1 at a temperature over 0"),
+    "a prompt path": ({"prompts": {"open": "../x", "appraise": "a", "reply": "b"}}, "llm.prompts.open"),
+    "another rule for the need": ({"hidden_intention": "shout"}, "llm.hidden_intention"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LLM)
+def test_wrong_rules_of_a_played_client_are_refused(tmp_path, case):
+    changes, said = WRONG_LLM[case]
+    data = load_spec("sage-v1").model_dump(mode="json")
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(data | {"llm": data["llm"] | changes}), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_spec(str(path))
+    assert said in str(error.value)
+
+
+def test_without_a_clamp_only_the_range_holds_a_change():
+    open_ended = load_spec("rlver-challenging-v1")
+    assert [open_ended.applied(30, change) for change in (-31, -30, -29, 45, 70, 71)] == [0, 0, 1, 75, 100, 100]
+
+
+def test_the_embedded_rules_of_another_kind_are_refused():
+    with pytest.raises(InputError, match="sage-v1 is of kind llm and has no rules for the embedded client"):
+        _ = load_spec("sage-v1").embedded
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from played import ATTUNE, CARDS, appraised, scripted, spoken
 
 from envs.clients import make_client
-from envs.clients.calls import Unusable
+from envs.clients.client import ClientFailure
 from envs.clients.fence import defuse, nonce
 from envs.models.model_client import Ask
 from envs.trajectory import ClientTurn, Message
@@ -78,13 +78,13 @@ def test_an_injection_changes_nothing_but_what_stands_in_its_fence(row, harmless
 
 @pytest.mark.parametrize("row", INJECTIONS, ids=lambda row: row["id"])
 def test_a_model_that_repeats_an_injection_has_given_no_answer(row) -> None:
-    with pytest.raises(Unusable, match="gave 3 answers to 'appraise' that can't be used"):
+    with pytest.raises(ClientFailure, match="gave 3 answers to 'appraise' that can't be used"):
         heard(row["text"], row["language"], row["text"])
 
 
 def test_an_answer_that_stands_ready_in_the_reply_is_refused_however_it_is_laid_out() -> None:
     ready = json.loads(appraised(10))
-    with pytest.raises(Unusable, match="taken from the supporter's reply, word for word"):
+    with pytest.raises(ClientFailure, match="taken from the supporter's reply, word for word"):
         heard(appraised(10), "en", json.dumps(ready | {"change": 9}, indent=2))
     turn, _ = heard(appraised(10), "en", appraised(1, inner="What is this supposed to be?"), spoken("What's that?"))
     assert turn.change == 1
