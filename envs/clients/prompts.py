@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFo
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.cards import HiddenNeed, Language, PersonaCard, Temperament, Text
-from envs.clients.fence import defuse
 from envs.errors import InputError, describe_validation
 from envs.llm_rules import Band
+from envs.models.fence import defuse
 from envs.models.model_client import ChatMessage
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "prompts" / "client"

@@ -18,16 +18,16 @@ from envs.client_spec import ClientSpec, load_spec
 from envs.clients import make_client
 from envs.clients.calls import Call, ClientModels
 from envs.clients.client import ClientFailure
-from envs.clients.fence import nonce
 from envs.clients.llm import LlmClient
 from envs.clients.prompts import need_text, persona_text, words
 from envs.clients.retest import Retest, retest_agreement, retests_of
 from envs.errors import InputError
 from envs.hashing import canonical
+from envs.models.fence import nonce
 from envs.models.model_client import Answer, Ask, ModelError
 from envs.receipts import check_emotions
 from envs.trajectory import ClientTurn, Message, Stop, Trajectory
-from trainers.language import garbled_limit_of, measure_language
+from trainers.language import GARBLED, measure_language
 from trainers.replay import check_dialogue
 from trainers.statistics import Resampling
 
@@ -434,8 +434,8 @@ def test_a_forged_emotion_is_found_before_anything_is_played() -> None:
 
 def test_language_is_measured_where_no_embedded_client_has_heard_the_replies() -> None:
     trajectory = talk(ATTUNE, both(AnsweringModel()), Says("That must be hard for you.", "What happened then?"))
-    measures = measure_language([trajectory], garbled_limit_of(ATTUNE), Resampling(resamples=10))
-    assert garbled_limit_of(ATTUNE) == load_spec("appraisal-v1").embedded.limits.garbled
+    measures = measure_language([trajectory], ATTUNE, Resampling(resamples=10))
+    assert load_spec("appraisal-v1").embedded.limits.garbled == GARBLED
     assert measures.replies == 8 and measures.garbled.mean == 0
     assert measures.words.mean == pytest.approx((6 + 7 * 3) / 8)
 
