@@ -15,6 +15,7 @@ from typing import Any
 
 from envs.cards import Language
 from envs.errors import InputError
+from envs.models.fence import without_thought
 
 Tokenizer = Any  # a transformers tokenizer; its own annotations are too wide to be checked against
 
@@ -81,13 +82,6 @@ class ChatTemplate:
 def _is_control(token: str) -> bool:
     # Some tokenizers keep runs of spaces or line breaks in the same list; those are text.
     return len(token) > 1 and not token.isspace()
-
-
-def without_thought(text: str) -> str:
-    """``text`` after its thought. A thought that was cut off leaves nothing to hear."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
 
 
 def check_template(tokenizer: Tokenizer, system_prompt: str | None) -> ChatTemplate:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
+from envs.models.answers import LONGEST_ANSWER
 from envs.models.model_client import Ask, ModelClient
 from envs.trajectory import Record
 
 
 class Call(Record):
-    """One answer of a model. ``rejected``: why it could not be used; None: it was gone by."""
+    """One answer of a model. ``rejected``: why it, or a part of it, could not be used; None: nothing more was asked."""
 
     asked: str
     prompt: str
@@ -47,7 +48,7 @@ async def calls_until_usable(
             model=answer.model,
             seed=ask.seed,
             attempt=attempt,
-            raw=answer.text,
+            raw=answer.text[: LONGEST_ANSWER + 1],  # longer ones are refused unread, and so is what is kept of them
             rejected=rejected,
         )
         if rejected is None:

@@ -34,3 +34,10 @@ def nonce(seed: int, *parts: int | str) -> str:
 def fenced(text: str, who: str, name: str) -> str:
     """``text``, defused, between tags that carry ``name``. ``who`` is our own label of the speaker."""
     return f'<said-{name} by="{who}">\n{defuse(text)}\n</said-{name}>'
+
+
+def without_thought(text: str) -> str:
+    """``text`` after its thought. A thought that was cut off leaves nothing to hear."""
+    if "</think>" in text:
+        return text.rpartition("</think>")[2]
+    return text.partition("<think>")[0]
