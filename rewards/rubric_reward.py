@@ -125,7 +125,7 @@ def _told(verdict: Verdict, axis: AxisVerdict, weights: Mapping[str, float]) -> 
         found = f"None ({', '.join(cause.value for cause in axis.causes)})"
     else:
         spread = "" if axis.spread is None else f" ± {axis.spread:.2f}"
-        found = f"{axis.level:g}{spread} “{axis.evidence[0]}”"
+        found = f"{axis.level:g}{spread}" + "".join(f" “{quote}”" for quote in axis.evidence[:1])
     return f"{where}{axis.axis} {found}{'' if weights.get(axis.axis) else ' [read-only]'}"
 
 
