@@ -56,11 +56,18 @@ class ChatTemplate:
 
     def heard(self, ids: Sequence[int]) -> str:
         """What the client hears of a sampled reply: without thoughts and without control tokens."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text = without_thought(text)
+        text = without_thought(self._decoded(ids))
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, "")
         return text.strip()
+
+    def written(self, ids: Sequence[int]) -> str:
+        """A sampled reply as it was written: with thoughts and control tokens, less the end-of-turn that closes it."""
+        closed = len(ids) > 0 and ids[-1] == self.end_of_turn
+        return self._decoded(ids[:-1] if closed else ids).strip()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
