@@ -47,6 +47,7 @@ def words(language: Language) -> Words:
         raise InputError(describe_validation(error, str(path))) from error
 
 
+@cache
 def prompt_hash(mode: Mode, language: Language) -> str:
     """SHA-256 over the prompt's file and its words: what a certificate names. The rubric has a hash of its own."""
     files = (f"{mode}.{language}.jinja", f"words.{language}.yaml")

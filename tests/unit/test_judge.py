@@ -37,7 +37,8 @@ from rewards.judgments import (
     judgment_line,
     read_judgments,
 )
-from rewards.verdicts import Cause
+from rewards.verdicts import Cause, pair_schema, rating_schema, read_pair, read_rating
+from tests.schema_filling import fill
 
 TWO = rubric()
 BY_TURN = rubric("turn")
@@ -266,6 +267,26 @@ def test_a_reply_as_it_is_shown_is_evidence_of_itself(said) -> None:
     shown = as_shown(Message(speaker="supporter", text=reply))
     judgment = judged(Judge(TWO, JudgeRules(attempts=1)), dialogue(reply), in_turn(rated(3, 3, evidence=shown)))
     assert levels(judgment) == {"warmth": 3, "sense": 3}
+
+
+def test_the_schema_admits_nothing_that_the_reader_refuses_but_for_the_quotes() -> None:
+    about_quotes = {Cause.NOT_QUOTED, Cause.NO_EVIDENCE}
+    for seed in map(str, range(20)):
+        filled = fill(rating_schema(KARDIA, 200, 200), seed)
+        assert {reading.cause for reading in read_rating(json.dumps(filled), KARDIA, REPLIES).values()} <= about_quotes
+        for axis in filled.values():
+            axis["evidence"] = REPLIES[0]
+        readings = read_rating(json.dumps(filled), KARDIA, REPLIES)
+        assert {axis: reading.level for axis, reading in readings.items()} == {
+            axis: fields["level"] for axis, fields in filled.items()
+        }
+        pair = fill(pair_schema(KARDIA, 200, 200), seed)
+        for axis in pair.values():
+            axis |= {"first": REPLIES[0], "second": REPLIES[1]}
+        found = read_pair(json.dumps(pair), KARDIA, (REPLIES[:1], REPLIES[1:]))
+        assert {axis: reading.better for axis, reading in found.items()} == {
+            axis: fields["better"] for axis, fields in pair.items()
+        }
 
 
 # Two dialogues
