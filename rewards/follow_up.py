@@ -26,7 +26,7 @@ from envs.models.model_client import ModelError
 from envs.trajectory import Message, Record, Score, Speaker, Trajectory
 from rewards.per_reply import per_reply
 
-PATH = Path(__file__).resolve().parent.parent / "configs" / "follow_ups.yaml"
+PATH = Path(__file__).resolve().parent.parent / "configs" / "prompts" / "follow_ups.yaml"
 SCALE = 5.0  # nats: a difference of this size comes to 0.73
 
 Texts = Annotated[tuple[Text, ...], Field(min_length=1)]

@@ -130,6 +130,7 @@ def test_the_label_in_the_emotion_span_is_compared_with_the_cards() -> None:
 
 def test_the_records_label_is_the_one_of_the_turn_that_the_reply_answers() -> None:
     talk = written(kardia(emotion="fear"), kardia(emotion="relief"))
+    assert talk.opening
     opening = talk.opening.model_copy(update={"appraisal": {"emotion_label": "fear"}})
     client = talk.turns[0].client.model_copy(update={"appraisal": {"emotion_label": "relief"}})
     turns = (talk.turns[0].model_copy(update={"client": client}), talk.turns[1])
@@ -140,6 +141,7 @@ def test_the_records_label_is_the_one_of_the_turn_that_the_reply_answers() -> No
 @pytest.mark.parametrize("label", [None, "", 4])
 def test_without_a_label_there_is_nothing_to_measure(label) -> None:
     talk = written(kardia())
+    assert talk.opening
     opening = talk.opening.model_copy(update={"appraisal": {"emotion_label": label}})
     found = score(EmotionLabelReward(), talk.model_copy(update={"opening": opening}))
     assert (found.value, found.per_turn) == (None, (None,))
