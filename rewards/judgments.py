@@ -248,9 +248,9 @@ def read_judgments(path: Path) -> Mapping[str, Judgment]:
     """The judgments in a file, by the digest of their trajectory. Raises InputError naming the file and the line."""
     found: dict[str, Judgment] = {}
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); name a run's file of judgments") from error
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error}); name a run's file of judgments") from error
     for number, line in enumerate(lines, 1):
         if not line:
             continue

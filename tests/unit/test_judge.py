@@ -403,8 +403,10 @@ def test_judgments_are_read_by_their_trajectory_and_a_bad_line_is_named(tmp_path
     path.write_text(judgment_line(judgment) + "\n{}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"judgments.jsonl:2: dialogue_id: is missing"):
         read_judgments(path)
-    with pytest.raises(InputError, match="can't be read"):
-        read_judgments(tmp_path / "none.jsonl")
+    path.write_bytes(b"\xff\xfe")
+    for unreadable in (path, tmp_path / "none.jsonl"):
+        with pytest.raises(InputError, match="can't be read"):
+            read_judgments(unreadable)
 
 
 def test_the_token_ids_of_a_trajectory_belong_to_its_digest() -> None:
