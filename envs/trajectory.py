@@ -61,7 +61,8 @@ class Generation(Record):
 
     ``logprobs`` (T,) in nats. ``prompt_ids`` are the ids that the engine says it was given. ``text`` is what the client
     hears: thoughts and special tokens are stripped. A scripted supporter has no ids. ``truncated``: cut off before an
-    end-of-turn was sampled.
+    end-of-turn was sampled. ``raw``: the reply with its thoughts and tags, less the end-of-turn; None, and left out of
+    the record, where that is ``text``.
     """
 
     text: str
@@ -70,6 +71,12 @@ class Generation(Record):
     logprobs: tuple[float, ...] = ()
     policy_version: str = "scripted"
     truncated: bool = False
+    raw: str | None = Field(default=None, exclude_if=lambda raw: raw is None)
+
+    @property
+    def written(self) -> str:
+        """What the supporter wrote, thoughts and tags included."""
+        return self.text if self.raw is None else self.raw
 
 
 class Turn(Record):

@@ -15,6 +15,7 @@ from typing import Any
 
 from envs.cards import Language
 from envs.errors import InputError
+from envs.models.fence import without_thought
 
 Tokenizer = Any  # a transformers tokenizer; its own annotations are too wide to be checked against
 
@@ -55,11 +56,18 @@ class ChatTemplate:
 
     def heard(self, ids: Sequence[int]) -> str:
         """What the client hears of a sampled reply: without thoughts and without control tokens."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text = without_thought(text)
+        text = without_thought(self._decoded(ids))
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, "")
         return text.strip()
+
+    def written(self, ids: Sequence[int]) -> str:
+        """A sampled reply as it was written: with thoughts and control tokens, less the end-of-turn that closes it."""
+        closed = len(ids) > 0 and ids[-1] == self.end_of_turn
+        return self._decoded(ids[:-1] if closed else ids).strip()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
@@ -81,13 +89,6 @@ class ChatTemplate:
 def _is_control(token: str) -> bool:
     # Some tokenizers keep runs of spaces or line breaks in the same list; those are text.
     return len(token) > 1 and not token.isspace()
-
-
-def without_thought(text: str) -> str:
-    """``text`` after its thought. A thought that was cut off leaves nothing to hear."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
 
 
 def check_template(tokenizer: Tokenizer, system_prompt: str | None) -> ChatTemplate:

@@ -60,11 +60,13 @@ class PolicySupporter:
         forced = [] if sampled.ids[-1] == template.end_of_turn else [template.end_of_turn]
         self._ids = [*prompt_ids, *sampled.ids, *forced]
         self._turn += 1
+        text, written = template.heard(sampled.ids), template.written(sampled.ids)
         return Generation(
-            text=template.heard(sampled.ids),
+            text=text,
             prompt_ids=sampled.prompt_ids,
             ids=sampled.ids,
             logprobs=sampled.logprobs,
             policy_version=self._adapter or "base",
             truncated=sampled.finish_reason == "length",
+            raw=None if written == text else written,
         )

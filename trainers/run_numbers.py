@@ -12,12 +12,23 @@ from typing import Any, NamedTuple
 from envs.errors import InputError
 from envs.trajectory import Stop, Trajectory, Turn
 from rewards.emotion import EmotionReward
+from rewards.emotion_label import EmotionLabelReward
+from rewards.format import FormatReward
 from rewards.reward import Reward, scored
+from rewards.shaping import LengthReward, RepetitionReward
 from trainers.config import RunConfig
 from trainers.credit import Credit, GroupRelative
 from trainers.evaluation import Comparison, Evaluation
 
-REWARDS: dict[str, Callable[[], Reward]] = {"emotion": EmotionReward}
+# Those that need nothing but the record. A judge and follow-ups need models, or the record of what these answered.
+REWARDS: dict[str, Callable[[], Reward]] = {
+    "emotion": EmotionReward,
+    "format-think": lambda: FormatReward("think"),
+    "format-kardia": lambda: FormatReward("kardia"),
+    "emotion-label": EmotionLabelReward,
+    "length": LengthReward,
+    "repetition": RepetitionReward,
+}
 
 
 class Played(NamedTuple):

@@ -5,24 +5,18 @@ The JSON schemas are written out here and not derived, because they are part of 
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import StrictBool, StrictInt, StringConstraints, ValidationError
 
 from envs.llm_rules import LONGEST_TEXT
+from envs.models.answers import BadAnswer, read_object
 from envs.trajectory import Record
-
-LONGEST_ANSWER = 20_000  # characters
 
 SAID = ("draft", "message")  # what is said; the other texts are thoughts
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=LONGEST_TEXT)]
 Part = TypeVar("Part", bound=Record)
-
-
-class BadAnswer(ValueError):
-    """An answer that can't be used. ``str()`` is the cause, in fixed words: it holds nothing that a model wrote."""
 
 
 class Appraised(Record):
@@ -82,18 +76,7 @@ def parse_answer(raw: str, kind: type[Part], change_bounds: tuple[int, int] | No
     Raises BadAnswer: no JSON object, a key twice, missing or unknown, a wrong type (a whole number is written as one:
     no true, no 5.0, no "5", no NaN), an unpaired surrogate, or a change out of bounds.
     """
-    if len(raw) > LONGEST_ANSWER:
-        raise BadAnswer(f"the answer was longer than {LONGEST_ANSWER} characters")
-    try:
-        data = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
-    except BadAnswer:
-        raise
-    except (ValueError, RecursionError):
-        raise BadAnswer("the answer was not one JSON object and nothing else") from None
-    if not isinstance(data, dict):
-        raise BadAnswer("the answer was not a JSON object")
-    if any(isinstance(value, str) and _unpaired(value) for value in data.values()):
-        raise BadAnswer("the answer held half of a character")
+    data = read_object(raw)
     try:
         answer = kind.model_validate(data)
     except ValidationError as error:
@@ -102,20 +85,6 @@ def parse_answer(raw: str, kind: type[Part], change_bounds: tuple[int, int] | No
     if change_bounds and change is not None and not change_bounds[0] <= change <= change_bounds[1]:
         raise BadAnswer(f"change did not lie between {change_bounds[0]} and {change_bounds[1]}")
     return answer
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise BadAnswer("the answer had a key twice")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> Any:
-    raise BadAnswer("the answer held a number that is none")
-
-
-def _unpaired(text: str) -> bool:
-    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
 def _cause(error: ValidationError, kind: type[Record]) -> str:

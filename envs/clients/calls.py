@@ -1,9 +1,4 @@
-"""The calls behind a client's turn: asked, read, asked again when the answer can't be used, and kept for the receipt.
-
-What is kept is what the turn can be recomputed from: the hash of the prompt, the model, the seed and the raw answer of
-every call, with the cause where it was rejected. Whether an answer came from a cache is not kept, so that a cached
-rerun gives the same receipt.
-"""
+"""The calls behind a client's turn: what is asked, how its answers are read, and the recorded ones to play it again."""
 
 from __future__ import annotations
 
@@ -13,26 +8,16 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from envs.clients.answers import BadAnswer, parse_answer, schema_of
+from envs.clients.answers import parse_answer, schema_of
 from envs.clients.client import ClientFailure
 from envs.llm_rules import LlmRules
+from envs.models.answers import BadAnswer
+from envs.models.calls import Call, calls_until_usable
 from envs.models.model_client import Answer, Ask, ChatMessage, ModelClient, ModelError
 from envs.trajectory import Record, Trajectory
 
 Part = TypeVar("Part", bound=Record)
 MakePrompt = Callable[[str | None], tuple[ChatMessage, ...]]  # from the cause of the last rejection to the messages
-
-
-class Call(Record):
-    """One answer of a client's model. ``rejected``: why it could not be used; None: the turn went by it."""
-
-    asked: str
-    prompt: str
-    model: str
-    seed: int
-    attempt: int
-    raw: str
-    rejected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +55,10 @@ async def put(
     calls: list[Call] = []
     readable: tuple[Part, list[str]] | None = None
     bounds = rules.change_bounds if "change" in kind.model_fields else None
-    for attempt in range(rules.attempts):
-        ask = Ask(
-            messages=question.make_prompt(calls[-1].rejected if calls else None),
+
+    def make_ask(attempt: int, rejected: str | None) -> Ask:
+        return Ask(
+            messages=question.make_prompt(rejected),
             answer_schema=schema_of(kind, bounds, rules.longest_thought, question.longest),
             schema_name=question.asked,
             seed=question.seed,
@@ -80,29 +66,26 @@ async def put(
             temperature=rules.temperature,
             max_tokens=rules.max_tokens,
         )
-        answer = await _answer(model, ask)
-        cause: str | None = None
+
+    def fault(raw: str) -> str | None:
+        nonlocal readable
         try:
-            part = parse_answer(answer.text, kind, bounds)
+            part = parse_answer(raw, kind, bounds)
             if _ready_made(part, question.heard):
                 raise BadAnswer("the answer was taken from the supporter's reply, word for word")
-            notes = question.wrong(part)
-            readable, cause = (part, notes), "; ".join(notes) or None
         except BadAnswer as error:
-            cause = str(error)
-        calls.append(
-            Call(
-                asked=question.asked,
-                prompt=ask.prompt_hash,
-                model=answer.model,
-                seed=ask.seed,
-                attempt=attempt,
-                raw=answer.text,
-                rejected=cause,
-            )
-        )
-        if cause is None:
-            break
+            return str(error)
+        notes = question.wrong(part)
+        readable = part, notes
+        return "; ".join(notes) or None
+
+    try:
+        async for call in calls_until_usable(model, rules.attempts, make_ask, fault):
+            calls.append(call)
+    except ModelError as error:
+        raise ClientFailure(
+            f"the client's model {model.model} gave no answer to {question.asked!r}: {error}"
+        ) from error
     if readable is None:
         raise ClientFailure(
             f"the client's model {calls[-1].model} gave {len(calls)} answers to {question.asked!r} that can't be used; "
@@ -111,15 +94,6 @@ async def put(
         )
     part, notes = readable
     return part, calls, notes
-
-
-async def _answer(model: ModelClient, ask: Ask) -> Answer:
-    try:
-        return await model.ask(ask)
-    except ModelError as error:
-        raise ClientFailure(
-            f"the client's model {model.model} gave no answer to {ask.schema_name!r}: {error}"
-        ) from error
 
 
 def _ready_made(answer: Record, heard: str) -> bool:

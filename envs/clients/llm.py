@@ -15,13 +15,13 @@ from envs.client_spec import ClientSpec
 from envs.clients.answers import Appraised, Opened, Spoken
 from envs.clients.calls import Call, ClientModels, Question, put
 from envs.clients.client import ClientFailure
-from envs.clients.fence import fenced, nonce
 from envs.clients.numbers import without_numbers
 from envs.clients.prompts import need_text, persona_text, prompt, words
 from envs.clients.speech_check import violations
 from envs.errors import InputError
 from envs.hashing import derived_seed
 from envs.llm_rules import LlmRules
+from envs.models.fence import fenced, nonce
 from envs.models.model_client import ChatMessage
 from envs.trajectory import ClientTurn, Message, Stop
 

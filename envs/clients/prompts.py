@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.cards import HiddenNeed, Language, PersonaCard, Temperament, Text
-from envs.clients.fence import defuse
 from envs.errors import InputError, describe_validation
 from envs.llm_rules import Band
+from envs.models.fence import defuse
 from envs.models.model_client import ChatMessage
+from envs.models.templates import environment, two_messages
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "prompts" / "client"
 
@@ -55,27 +55,15 @@ def words(language: Language) -> Words:
         raise InputError(describe_validation(error, str(path))) from error
 
 
-@cache
-def _environment() -> Environment:
-    # What is put in is never read as a template again, and nothing is HTML.
-    return Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
 def prompt(stem: str, language: Language, **values: Any) -> tuple[ChatMessage, ChatMessage]:
     """The system and the user message of ``<stem>.<language>.jinja``. Raises InputError when there is no such file."""
-    name = f"{stem}.{language}.jinja"
-    try:
-        template = _environment().get_template(name)
-    except TemplateNotFound:
-        raise InputError(f"{FOLDER / name}: there is no such file; write it, or name another in llm.prompts") from None
-    system, user = ("".join(template.blocks[part](template.new_context(values))).strip() for part in ("system", "user"))
-    return ChatMessage(role="system", content=system), ChatMessage(role="user", content=user)
+    return two_messages(FOLDER, stem, language, **values)
 
 
 def persona_text(card: PersonaCard) -> str:
     """The person and what happened, as the client's prompts tell it. The hidden need and the notes are left out."""
     temperament = words(card.language).temperaments[card.temperament] if card.temperament else None
-    template = _environment().get_template(f"persona.{card.language}.jinja")
+    template = environment(FOLDER).get_template(f"persona.{card.language}.jinja")
     return defuse(template.render(card=card, temperament=temperament)).strip()
 
 

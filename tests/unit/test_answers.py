@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from played import appraised, spoken
 
-from envs.clients.answers import LONGEST_ANSWER, Appraised, BadAnswer, Opened, Spoken, parse_answer, schema_of
+from envs.clients.answers import Appraised, Opened, Spoken, parse_answer, schema_of
 from envs.clients.numbers import without_numbers
 from envs.clients.speech_check import violations
+from envs.models.answers import LONGEST_ANSWER, BadAnswer
 
 BOUNDS = (-10, 10)
 GOOD = json.loads(appraised(3))

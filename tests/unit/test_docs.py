@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 from envs.cards import Act, HiddenNeed, PersonaCard, Temperament
 from envs.client_spec import load_spec
 from envs.models.endpoint_spec import EndpointSpec
+from rewards.follow_up import SCALE
+from rewards.shaping import LengthBounds, RepetitionBounds
+from rewards.verdicts import Cause
 from scripts.attune import app
 from trainers.client_config import ServedModel
 from trainers.config import RunConfig
@@ -141,7 +144,24 @@ def test_the_card_on_the_cards_page_is_the_file_that_it_is_said_to_be() -> None:
 def test_the_configuration_in_the_readme_is_valid() -> None:
     (snippet,) = code_blocks(page("README.md"), "yaml")
     config = RunConfig.model_validate(yaml.safe_load(snippet))
-    assert [term.name for term in config.rewards] == list(REWARDS)
+    assert config.rewards and {term.name for term in config.rewards} <= set(REWARDS)
+
+
+def test_the_rewards_page_names_every_reward_and_the_default_bounds() -> None:
+    text = page("docs/rewards.md")
+    assert [cells[0].strip("`") for cells in rows(text, 3)] == list(REWARDS)
+    length, repetition = LengthBounds(), RepetitionBounds()
+    assert f"0 up to {length.least} words, rising to 1 at {length.low}; 1 up to {length.high}; " in text
+    assert f"falling to 0 at {length.most}." in text
+    assert f"1 up to {repetition.free:g}, falling to 0 at {repetition.full:g}.".replace("0.", ".") in text
+    assert f"a scale of {SCALE:g} nats" in text
+
+
+def test_the_judges_page_names_every_cause_and_counts_the_malformed_answers() -> None:
+    text = page("docs/judges.md")
+    named = {cause for cells in rows(text, 2) for cause in re.findall(r"`(\w+)`", cells[0])}
+    assert {cause.value for cause in Cause} <= named
+    assert f"{len(page('tests/data/malformed_verdicts.jsonl').splitlines())} malformed answers" in text
 
 
 @cache

@@ -14,7 +14,7 @@ from played import ATTUNE, CARDS, appraised, scripted, spoken
 
 from envs.clients import make_client
 from envs.clients.client import ClientFailure
-from envs.clients.fence import defuse, nonce
+from envs.models.fence import defuse, nonce
 from envs.models.model_client import Ask
 from envs.trajectory import ClientTurn, Message
 

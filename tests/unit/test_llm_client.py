@@ -18,12 +18,12 @@ from envs.client_spec import ClientSpec, load_spec
 from envs.clients import make_client
 from envs.clients.calls import Call, ClientModels
 from envs.clients.client import ClientFailure
-from envs.clients.fence import nonce
 from envs.clients.llm import LlmClient
 from envs.clients.prompts import need_text, persona_text, words
 from envs.clients.retest import Retest, retest_agreement, retests_of
 from envs.errors import InputError
 from envs.hashing import canonical
+from envs.models.fence import nonce
 from envs.models.model_client import Answer, Ask, ModelError
 from envs.receipts import check_emotions
 from envs.trajectory import ClientTurn, Message, Stop, Trajectory

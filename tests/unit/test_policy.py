@@ -76,6 +76,13 @@ def test_the_client_hears_neither_thoughts_nor_control_tokens_and_the_ids_keep_b
     (generation,) = talk(ScriptedServer([[*reply, END]]), "hello")
     assert generation.text == "I hear you."
     assert generation.ids == (*reply, END)
+    assert generation.raw == "<think>hm, sad</think> I hear you. <|endoftext|>"
+
+
+@pytest.mark.parametrize("ends", [[END], []])
+def test_a_reply_without_thoughts_is_not_recorded_twice(ends):
+    (generation,) = talk(ScriptedServer([[*ids_of(" I hear you. "), *ends]]), "hello")
+    assert generation.text == generation.written == "I hear you." and generation.raw is None
 
 
 def test_a_thought_that_was_cut_off_leaves_nothing_to_hear():

@@ -24,12 +24,20 @@ def defuse(text: str) -> str:
     return SQUARE.sub(r"(\1)", seen.translate(ANGLES))
 
 
-def nonce(seed: int, turn: int) -> str:
-    """Twelve hex digits that name the fences of one turn (from 0): the same again for the same dialogue, and not to be
-    guessed by who speaks in it, since the seed is never told."""
-    return content_hash(["fence", seed, turn])[:12]
+def nonce(seed: int, *parts: int | str) -> str:
+    """Twelve hex digits that name the fences of one prompt, by what it is about (``parts``: a client's turn from 0, the
+    digests of what a judge is shown): the same again for the same dialogue, and not to be guessed by who speaks in it,
+    since the seed is never told."""
+    return content_hash(["fence", seed, *parts])[:12]
 
 
 def fenced(text: str, who: str, name: str) -> str:
     """``text``, defused, between tags that carry ``name``. ``who`` is our own label of the speaker."""
     return f'<said-{name} by="{who}">\n{defuse(text)}\n</said-{name}>'
+
+
+def without_thought(text: str) -> str:
+    """``text`` after its thought. A thought that was cut off leaves nothing to hear."""
+    if "</think>" in text:
+        return text.rpartition("</think>")[2]
+    return text.partition("<think>")[0]

@@ -1,0 +1,68 @@
+"""The format reward: whether each reply keeps the form that it was asked for, by its tags alone.
+
+Two forms: a thought between think tags and then the reply (RLVER, arXiv 2507.03112, whose paper gives nothing where the
+tag is missing), and Kardia-R1's four spans (arXiv 2512.01282).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from envs.trajectory import Score, Trajectory
+from rewards.per_reply import per_reply
+
+Form = Literal["think", "kardia"]
+SPANS = ("understanding", "reasoning", "emotion", "response")
+TAG = re.compile(r"</?think>|<\|(?:understanding|reasoning|emotion|response)_(?:begin|end)\|>")
+TAGS: dict[Form, tuple[str, ...]] = {
+    "think": ("<think>", "</think>"),
+    "kardia": tuple(f"<|{span}_{end}|>" for span in SPANS for end in ("begin", "end")),
+}
+
+
+class FormatReward:
+    """The share of replies that keep the form. ``thought_opened``: the prompt ends on the opening think tag, so that
+    the reply begins within the thought. Read from the reply as written, thoughts and tags included."""
+
+    def __init__(self, form: Form, *, thought_opened: bool = False) -> None:
+        self.name = f"format-{form}"
+        self._form: Form = form
+        self._prefix = "<think>" if form == "think" and thought_opened else ""
+
+    async def score(self, trajectory: Trajectory) -> Score:
+        """The score of one dialogue; None when it failed or nobody replied."""
+        found = [format_flaws(self._prefix + turn.supporter.written, self._form) for turn in trajectory.turns]
+        why = [f"turn {number}: {', '.join(flaws)}" for number, flaws in enumerate(found, 1) if flaws]
+        return per_reply(self.name, trajectory, [float(not flaws) for flaws in found], "; ".join(why) or "all keep it")
+
+
+def format_flaws(text: str, form: Form) -> list[str]:
+    """What is wrong with a reply's form, in fixed words; nothing where it is kept."""
+    tags = [tag for tag in TAG.findall(text) if tag in TAGS[form]]
+    flaws = [f"{tag} is missing" for tag in TAGS[form] if tag not in tags]
+    flaws += [f"{tag} stands {tags.count(tag)} times" for tag in TAGS[form] if tags.count(tag) > 1]
+    if flaws:
+        return flaws
+    if tuple(tags) != TAGS[form]:
+        return ["the tags are out of order"]
+    return list(_empty_or_outside(text, form))
+
+
+def _empty_or_outside(text: str, form: Form) -> Iterator[str]:
+    """Flaws of a text whose tags are all there, once each and in order."""
+    pieces = re.split("|".join(map(re.escape, TAGS[form])), text)
+    inside = [("the thought", pieces[1]), ("the reply", pieces[2])]
+    outside = pieces[:1]
+    if form == "kardia":
+        inside, outside = list(zip(SPANS, pieces[1::2], strict=True)), pieces[::2]
+    yield from (f"{name} is empty" for name, piece in inside if not piece.strip())
+    if any(piece.strip() for piece in outside):
+        yield "there is text outside of the tags"
+
+
+def span_of(text: str, span: str) -> str | None:
+    """What stands in the one span of that name; None where there is none, or more than one."""
+    found = re.findall(rf"<\|{span}_begin\|>(.*?)<\|{span}_end\|>", text, re.DOTALL)
+    return found[0].strip() if len(found) == 1 else None
