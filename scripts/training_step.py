@@ -65,8 +65,11 @@ def matmul_rate(rows: int, inner: int, columns: int) -> float | None:
     return 2 * rows * inner * columns / statistics.median(seconds)
 
 
-def random_model(sizes: Architecture, dtype: str, longest: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of these sizes with random weights, made on the device. ``longest``: positions that it must know."""
+def random_model(sizes: Architecture, dtype: str, longest: int, on: str | None = None) -> Qwen2ForCausalLM:
+    """A Qwen2 of these sizes with random weights, made on the device ``on`` (None: the GPU where there is one).
+
+    ``longest``: positions that it must know.
+    """
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=sizes.vocabulary,
@@ -85,7 +88,7 @@ def random_model(sizes: Architecture, dtype: str, longest: int) -> Qwen2ForCausa
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        with torch.device(device()):
+        with torch.device(on or device()):
             return Qwen2ForCausalLM(config)
     finally:
         torch.set_default_dtype(before)

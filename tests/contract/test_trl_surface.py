@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 from trl.distributed import DistributedBackend
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from trainers.adapter_sync import AdapterSync
+from trainers.memory import TILE_TOKENS, TILE_WORDS
 from trainers.trainer import DialogueTrainer
 
 
@@ -84,3 +88,13 @@ def test_a_checkpoint_is_announced_after_all_its_files_are_written():
     assert source.index("self._save_checkpoint(") < source.index("self.callback_handler.on_save(")
     assert source.index("self.log(") < source.index("self._save_checkpoint(")
     assert callable(TrainerCallback.on_save) and callable(TrainerCallback.on_log)
+
+
+def test_the_head_works_in_tiles_of_the_size_that_the_memory_estimate_knows():
+    assert TOKEN_CHUNK_SIZE == TILE_TOKENS
+    assert _CHUNKED_LOGPROB_CHUNK_SIZE == TILE_WORDS
+    assert "add_fused_lm_head(" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_an_adapter_layer_asks_whether_its_input_is_to_be_widened():
+    assert '"cast_input_dtype_enabled"' in inspect.getsource(BaseTunerLayer._cast_input_dtype)
