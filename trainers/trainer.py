@@ -186,9 +186,9 @@ def compute_without_copies(model: torch.nn.Module) -> None:
     PEFT would widen each layer's input to fp32, and autocast would round the copy back to the same numbers: the outputs
     are equal to the last bit, and each copy costs time and is kept for the backward pass.
     """
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = False
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
 
 
 def count_positions(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,7 +144,7 @@ def saved_bytes(sizes: Architecture, dtype: str, rows: int, row: int, rank: int)
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"),
     ):
-        backbone = model.get_base_model().base_model
+        backbone: Any = model.get_base_model().base_model
         hidden = backbone(input_ids=torch.ones(rows, row, dtype=torch.long), attention_mask=mask, use_cache=False)
     assert hidden.last_hidden_state.requires_grad
     return sum(kept.values())
