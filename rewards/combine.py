@@ -1,4 +1,4 @@
-"""Several scores of each dialogue made into advantages: each reward is measured against its group before they are added.
+"""Several scores of each dialogue made into advantages: each is measured against its group before they are added.
 
 GDPO (Group reward-Decoupled Normalization Policy Optimization, arXiv 2601.05242): where totals are added first, unlike
 mixes of scores meet in the same total, and the reward that varies most drowns the others. Here each reward is

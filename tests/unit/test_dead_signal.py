@@ -1,4 +1,4 @@
-"""Dead signals: counted per reward, over a step and a window; a dead reward is compared pairwise where that's allowed."""
+"""Dead signals: counted per reward, over a step and a window; a dead reward may be compared pairwise."""
 
 from __future__ import annotations
 
