@@ -61,7 +61,7 @@ GAMED = {
 def lines(
     course: Course, seed: str, steps: int = STEPS, every: int = 1
 ) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """A step's line of metrics.jsonl, with the held-out score of the evaluation after it: there's one ``every`` steps."""
+    """A step's line of metrics.jsonl, with the held-out score of the evaluation after it; one ``every`` steps."""
     draw, level = random.Random(seed), 0.0
     for step in range(steps):
         level += draw.gauss(0, course.walk)
