@@ -71,6 +71,7 @@ class Watch:
         self._trained: list[float] = []  # the trained reward on the steps since the last evaluation
         self._readings: dict[str, list[_Reading]] = {}
         self._diverging: dict[str, int] = {}  # held-out score -> evaluations on end at which it diverged
+        # Of each reward and canary: the step at which its score was last the first one, and that score.
         self._references: dict[tuple[str, str], tuple[int, float]] = {}
 
     def step(self, line: Mapping[str, Any]) -> list[Alarm]:
@@ -86,14 +87,15 @@ class Watch:
                 starts.append(value)
         for place, bound in enumerate(self._rules.bounds):
             alarms += self._bound(place, bound, values[bound.metric], step)
-        for metric, value in values.items():
+        for metric, value in {self._rules.divergence.trained: trained, **values}.items():
             alarms += self._measured(metric, value, step)
         return alarms
 
     def evaluation(self, step: int, held_out: Mapping[str, float | None]) -> list[Alarm]:
         """Held-out scores in [0, 1] by name, such as a judge's or a client's that never train; measured after ``step``.
 
-        They are compared with the mean of the trained reward over the steps since the evaluation before.
+        They are compared with the mean of the trained reward over the steps since the evaluation before. Give what
+        could not be measured as None: a name that is left out is not missed.
         """
         alarms: list[Alarm] = []
         trained = fmean(self._trained) if self._trained else None
@@ -116,11 +118,13 @@ class Watch:
                 alarms += self._measured(what, score, step)
                 if score is None:
                     continue
-                since, reference = self._references.setdefault((reward, canary), (step, score))
-                move = Move(what=what, before=reference, after=score)
-                why = f"a fixed transcript's score may differ by {tolerance:g}"
-                if self._begins(("canary", what), abs(score - reference) > tolerance):
-                    alarms.append(_alarm("canary", step, since, (move,), why, rule))
+                unmoved, reference = self._references.setdefault((reward, canary), (step, score))
+                moved = abs(score - reference) > tolerance
+                self._references[reward, canary] = (unmoved if moved else step, reference)
+                if self._begins(("canary", what), moved):
+                    move = Move(what=what, before=reference, after=score)
+                    why = f"a fixed transcript's score may differ by {tolerance:g}"
+                    alarms.append(_alarm("canary", step, unmoved, (move,), why, rule))
         return alarms
 
     def _divergence(self, name: str, step: int) -> list[Alarm]:

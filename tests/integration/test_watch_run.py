@@ -7,6 +7,7 @@ held-out score of a clean run is one that training never sees: the share of lett
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Watched:
 
 def run(model_dir: Path, run_dir: Path, watched: Watched, seed: int) -> None:
     train(
-        TrainSettings(**vars(SETTINGS) | {"seed": seed}),
+        replace(SETTINGS, seed=seed),
         model_dir=model_dir,
         run_dir=run_dir,
         server=TransformersEngine(model_dir),

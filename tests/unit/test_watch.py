@@ -79,7 +79,7 @@ def test_a_trained_reward_that_rises_alone_sets_off_an_alarm_that_says_all() -> 
         (STILL, [0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15]),  # worse all along, but nothing trained rises
         ([0.2 + value / 20 for value in RISING], STILL),  # a rise of 0.025 is not worth it
         (RISING[:7], STILL[:7]),  # too few to say
-        ([0.2, 0.9, 0.2, 0.9, 0.2, 0.9, 0.2, 0.9], STILL),  # it swings
+        ([0.2, 0.2, 0.9, 0.2, 0.9, 0.2, 0.9, 0.9], [0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15]),  # it swings
     ],
 )
 def test_no_divergence_is_seen_where_there_is_none(trained: list[float], held_out: list[float]) -> None:
@@ -170,8 +170,8 @@ def test_a_canary_that_moves_is_an_alarm_and_one_that_can_t_be_scored_is_none() 
     assert watch.canaries(1, {"judge": {"listens": None, "turns-away": 0.2}}) == []
     assert watch.canaries(2, {"judge": {"listens": 0.8 + 1e-9, "turns-away": 0.2}}) == []
     (alarm,) = watch.canaries(3, {"judge": {"listens": 0.6, "turns-away": 0.2}})
-    assert (alarm.rule, alarm.step, alarm.since, alarm.halt) == ("canary", 3, 0, True)
-    assert alarm.text.startswith("step 3: judge of canary listens from 0.8 to 0.6, since step 0 (a fixed transcript's")
+    assert (alarm.rule, alarm.step, alarm.since, alarm.halt) == ("canary", 3, 2, True)
+    assert alarm.text.startswith("step 3: judge of canary listens from 0.8 to 0.6, since step 2 (a fixed transcript's")
     assert watch.canaries(4, {"judge": {"listens": 0.6}}) == []
 
 
@@ -196,11 +196,10 @@ def test_a_watch_that_can_t_see_says_so() -> None:
 
 
 def test_a_metric_that_the_run_does_not_record_is_unmeasured() -> None:
-    alarms = [alarm for step in range(10) for alarm in Watch(RULES).step({"step": step, "reward": 0.1})]
-    assert alarms == []
     watch = Watch(RULES)
-    found = [alarm.moved[0].what for step in range(10) for alarm in watch.step({"step": step, "reward": 0.1})]
-    assert found == ["reply_tokens", "repetition", "kl", "entropy"]
+    found = [alarm for step in range(10) for alarm in watch.step({"step": step})]
+    assert [alarm.moved[0].what for alarm in found] == ["reward", "reply_tokens", "repetition", "kl", "entropy"]
+    assert {(alarm.rule, alarm.step) for alarm in found} == {("unmeasured", 9)}
 
 
 def test_a_resumed_run_that_feeds_its_record_again_goes_on_as_if_it_had_not_stopped() -> None:
@@ -230,12 +229,12 @@ def test_ten_clean_seeds_of_each_kind_trip_nothing_and_ten_gamed_ones_do() -> No
     assert [{alarm.rule for alarm in alarms} for alarms in gamed] == [{"divergence"}] * 10
 
 
-def test_over_a_thousand_clean_runs_few_are_halted_and_gamed_ones_are() -> None:
-    false = [bool(alarms) for name, course in CLEAN.items() for alarms in simulate_all(name, course, RULES, 200)]
-    assert len(false) == 1000 and sum(false) <= 10
+def test_over_many_clean_runs_few_are_halted_and_gamed_ones_are() -> None:
+    false = [bool(alarms) for name, course in CLEAN.items() for alarms in simulate_all(name, course, RULES, 100)]
+    assert len(false) == 500 and sum(false) <= 5
     for name, course in GAMED.items():
-        found = sum(bool(alarms) for alarms in simulate_all(name, course, RULES, 50))
-        assert found >= 45, name
+        found = sum(bool(alarms) for alarms in simulate_all(name, course, RULES, 20))
+        assert found >= 18, name
 
 
 def test_repetition_is_the_share_of_sentences_said_before_in_the_same_dialogue() -> None:
