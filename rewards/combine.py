@@ -8,7 +8,8 @@ Rows (B,) stand group by group, and each holds its scores in the order of ``weig
 
 - a row that lacks a score with a weight is left out of its group's means and deviations, and gets 0;
 - the batch's mean is not taken off the sums. Over dialogues it is 0 anyway; over turns, taking it off would give an
-  advantage to groups in which nothing differs.
+  advantage to groups in which nothing differs;
+- credit turn by turn, from returns compared at the same turn, is ours.
 """
 
 from __future__ import annotations
