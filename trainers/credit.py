@@ -1,14 +1,20 @@
-"""Credit: from the totals of a batch to advantages."""
+"""Credit: from the totals of a batch, or from its scores one by one, to advantages."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-# Keeps a group of nearly equal totals from blowing up.
-STD_FLOOR = 1e-4
+from envs.trajectory import Score
+from rewards.combine import (
+    decoupled_advantages,
+    decoupled_turn_advantages,
+    flat_groups,
+    group_relative,
+    in_groups,
+    is_flat,
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,28 @@ class GroupRelative:
 
     def assign(self, totals: Sequence[float | None]) -> Credit:
         """Advantages (B,) of totals (B,). Raises ValueError when B is no multiple of the group size."""
-        if len(totals) % self.group_size:
-            raise ValueError(f"{len(totals)} totals can't be split into groups of {self.group_size}")
-        groups = [totals[start : start + self.group_size] for start in range(0, len(totals), self.group_size)]
-        advantages = [advantage for group in groups for advantage in self._group(group)]
-        flat = sum(len({total for total in group if total is not None}) < 2 for group in groups)
-        return Credit(tuple(advantages), groups=len(groups), groups_without_variance=flat)
+        groups = in_groups(totals, self.group_size)
+        advantages = [a for group in groups for a in group_relative(group, scaled=self.scale == "group")]
+        return Credit(tuple(advantages), groups=len(groups), groups_without_variance=sum(map(is_flat, groups)))
 
-    def _group(self, totals: Sequence[float | None]) -> list[float]:
-        measured = [total for total in totals if total is not None]
-        if len(set(measured)) < 2:
-            return [0.0] * len(totals)
-        mean = statistics.fmean(measured)
-        divisor = statistics.stdev(measured) + STD_FLOOR if self.scale == "group" else 1.0
-        return [0.0 if total is None else (total - mean) / divisor for total in totals]
+
+@dataclass(frozen=True)
+class GroupDecoupled:
+    """Each reward measured against its group before they are added by weight (GDPO: see ``rewards.combine``).
+
+    ``weights`` (rewards,), in the order of each row's scores.
+    """
+
+    group_size: int
+    weights: tuple[float, ...]
+
+    def assign(self, rows: Sequence[Sequence[Score]]) -> Credit:
+        """Advantages (B,) of each row's scores. Raises ValueError when rows, groups and weights don't fit."""
+        advantages = decoupled_advantages(rows, self.weights, self.group_size)
+        flat = flat_groups(rows, self.weights, self.group_size)
+        return Credit(tuple(advantages), groups=len(rows) // self.group_size, groups_without_variance=flat)
+
+    def assign_turns(self, rows: Sequence[Sequence[Score]], turns: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """Advantages of each of a row's ``turns`` (B,), with returns where a score has shares for each turn."""
+        advantages = decoupled_turn_advantages(rows, self.weights, self.group_size, turns)
+        return tuple(tuple(row) for row in advantages)

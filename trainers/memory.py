@@ -6,16 +6,22 @@ q = heads x head size, k = key-value heads x head size, f (feed-forward), v (voc
 holds
 
     base weights   P e                        frozen, so without gradients and optimizer state
-    adapter        4 L                        fp32
+    adapter        4 L, in bf16 6 L           fp32, and its copy in the type that it computes in
     gradients      4 L / s                    s: training devices when DeepSpeed shares them out, else 1
     optimizer      8 L / s                    AdamW's two moments
-    activations    n b T A                    A = e (4h + 2q + 2k + 4f + 7r) + 8h bytes a layer and token, or, with
-                   n b T h e + b T A          gradient checkpointing, each layer's input and one layer at a time
-    logits         12 b T v                   three fp32 tensors: as computed, divided by the temperature, the gradient
+    activations    n b T A + 2 e f b T        A = e (2h + 4q + 4f + 7r + T) + 8h bytes a layer and token, or, with
+                   n b T h e + b T A          gradient checkpointing, each layer's input and one layer at a time;
+                     + 2 e f b T              and the gradients at the widest layer, of base and adapter
+    logits         e N x 32768 + 4h b T       one tile of N = min(b T, 4096) tokens and part of the words, as TRL's head
+                                              computes them, and the fp32 gradient of what goes into the head
+                   32 N min(v, 32768)         on a CPU the tile and seven fp32 tensors of its size
+                     + 4h b T
 
-A counts what a layer of SwiGLU and grouped-query attention keeps for the backward pass when attention itself keeps no
-T x T matrix: both norms' inputs and outputs, q, k, v and the heads' output, the four feed-forward tensors, the
-adapter's inner ones, and the norms' fp32 copies. It is the counting of arXiv 2205.05198 for this kind of layer.
+A counts what a layer of SwiGLU and grouped-query attention keeps for the backward pass: both norms' outputs (2h), the
+queries, the keys and values spread out to all query heads, the heads' output (4q), four feed-forward tensors (4f), the
+adapter's inner ones (7r), a row of the attention mask (T: dialogues of different lengths are padded, and attention
+turns their mask into numbers), and both norms' inputs in fp32 (8h). It is the counting of arXiv 2205.05198 for such a
+layer. docs/hardware.md compares the estimate with measured peaks.
 
 The engine on a GPU takes its share of the device whatever it needs; keys and values get what P e / t, the adapter slots
 (max_loras L e) and the runtime leave of it, t being the tensor-parallel size. A token's keys and values take
@@ -37,6 +43,8 @@ GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 RUNTIME_GPU = 3 * GIB // 2  # a process's CUDA context, its libraries' workspaces and what the allocator can't use
 RUNTIME_CPU = GIB // 2  # Python with torch
+TILE_TOKENS, TILE_WORDS = 4096, 32768  # of TRL's head; a contract test holds them
+CPU_TILES = 8  # without Triton's kernel the head's backward pass keeps so many tensors of a tile's size
 REQUIRED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -99,9 +107,9 @@ class Architecture:
         )
         return self.layers * rank * sum(inputs + outputs for inputs, outputs in wanted.values())
 
-    def activation_bytes(self, bytes_each: int, rank: int) -> int:
-        """What one layer keeps of one token for the backward pass."""
-        kept = 4 * self.hidden + 2 * self.q + 2 * self.k + 4 * self.feed_forward + 7 * rank
+    def activation_bytes(self, bytes_each: int, rank: int, row: int) -> int:
+        """What one layer keeps of one token of a padded row of ``row`` tokens for the backward pass."""
+        kept = 2 * self.hidden + 4 * self.q + 4 * self.feed_forward + 7 * rank + row
         return bytes_each * kept + 8 * self.hidden
 
     def cache_bytes(self, bytes_each: int) -> int:
@@ -208,20 +216,28 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
     shares = len(config.devices.training) if trainer.deepspeed else 1
     tokens = trainer.micro_batch * config.policy.context_tokens
-    layer = architecture.activation_bytes(each, config.lora.rank)
+    layer = architecture.activation_bytes(each, config.lora.rank, config.policy.context_tokens)
     if trainer.gradient_checkpointing:
         activations = tokens * (architecture.layers * architecture.hidden * each + layer)
     else:
         activations = tokens * architecture.layers * layer
     return {
         "base weights": architecture.parameters * each,
-        "adapter": 4 * adapter,
+        "adapter": adapter * (4 if each == 4 else 4 + each),
         "gradients": 4 * adapter // shares,
         "optimizer": 8 * adapter // shares,
-        "activations": activations,
-        "logits": 12 * tokens * architecture.vocabulary,
+        "activations": activations + 2 * each * architecture.feed_forward * tokens,
+        "logits": _logits(architecture, each, tokens, on_gpu=bool(config.devices.training)),
         "runtime": RUNTIME_GPU if config.devices.training else RUNTIME_CPU,
     }
+
+
+def _logits(architecture: Architecture, each: int, tokens: int, on_gpu: bool) -> int:
+    """What TRL's head holds while it goes through tokens and vocabulary tile by tile."""
+    rows, gradient = min(tokens, TILE_TOKENS), 4 * architecture.hidden * tokens
+    if on_gpu:
+        return each * rows * TILE_WORDS + gradient
+    return 4 * CPU_TILES * rows * min(architecture.vocabulary, TILE_WORDS) + gradient
 
 
 def _engine_fixed(config: RunConfig, architecture: Architecture) -> dict[str, int]:

@@ -14,16 +14,15 @@ from typing import Any
 
 from envs.errors import InputError
 from envs.receipts import read_log
-from envs.trajectory import Stop, Trajectory
+from envs.trajectory import Record, Stop, Trajectory
 from rewards.reward import Reward, ScoredTrajectory, scored
-from trainers.client_config import Section
 from trainers.config import RewardTerm
 from trainers.evaluation import TRAJECTORIES
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
 from trainers.run_numbers import REWARDS
 
 
-class Rescored(Section):
+class Rescored(Record):
     """One dialogue, scored again: where it lies, its total in [0, 1] or None, and each reward's score."""
 
     file: str

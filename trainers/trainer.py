@@ -22,6 +22,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from accelerate.utils import gather_object
+from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from envs.errors import RunError
@@ -69,6 +70,8 @@ class DialogueTrainer(GRPOTrainer):
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
         assert self.model is not None
         self.model.register_forward_pre_hook(count_positions, with_kwargs=True)
+        if self.args.bf16 and not self.is_deepspeed_enabled:
+            compute_without_copies(self.model)
         self.use_vllm = True
         self.vllm_mode = "server"
         self._last_loaded_step = -1
@@ -175,6 +178,17 @@ class DialogueTrainer(GRPOTrainer):
         everyones = self.accelerator.gather(largest)
         assert isinstance(everyones, torch.Tensor)
         return float(everyones.max())
+
+
+def compute_without_copies(model: torch.nn.Module) -> None:
+    """Let adapter layers take bf16 inputs as they are; autocast brings the fp32 adapter to bf16 anyway.
+
+    PEFT would widen each layer's input to fp32, and autocast would round the copy back to the same numbers: the outputs
+    are equal to the last bit, and each copy costs time and is kept for the backward pass.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
 
 
 def count_positions(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 from trl.distributed import DistributedBackend
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
+from scripts.training_step import random_model
 from trainers.adapter_sync import AdapterSync
-from trainers.trainer import DialogueTrainer
+from trainers.memory import TILE_TOKENS, TILE_WORDS, Architecture
+from trainers.trainer import DialogueTrainer, compute_without_copies
 
 
 def parameters(function: object) -> list[str]:
@@ -84,3 +91,27 @@ def test_a_checkpoint_is_announced_after_all_its_files_are_written():
     assert source.index("self._save_checkpoint(") < source.index("self.callback_handler.on_save(")
     assert source.index("self.log(") < source.index("self._save_checkpoint(")
     assert callable(TrainerCallback.on_save) and callable(TrainerCallback.on_log)
+
+
+def test_the_head_works_in_tiles_of_the_size_that_the_memory_estimate_knows():
+    assert TOKEN_CHUNK_SIZE == TILE_TOKENS
+    assert _CHUNKED_LOGPROB_CHUNK_SIZE == TILE_WORDS
+    assert "add_fused_lm_head(" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_an_adapter_layer_asks_whether_its_input_is_to_be_widened():
+    assert '"cast_input_dtype_enabled"' in inspect.getsource(BaseTunerLayer._cast_input_dtype)
+
+
+def test_under_autocast_a_widened_input_gives_the_same_output_to_the_last_bit():
+    torch.manual_seed(0)
+    sizes = Architecture(hidden=64, layers=2, heads=4, kv_heads=2, feed_forward=160, vocabulary=50)
+    lora = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(random_model(sizes, "bfloat16", 16, on="cpu"), lora)
+    weights = [weight.dtype for weight in model.parameters() if weight.requires_grad]
+    assert set(weights) == {torch.float32}
+    ids = torch.arange(16).unsqueeze(0)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        widened = model(input_ids=ids).logits
+        compute_without_copies(model)
+        assert torch.equal(model(input_ids=ids).logits, widened)

@@ -72,7 +72,7 @@ CHARACTER = {
 
 
 def save(path: Path, rows: Any) -> str:
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(rows), encoding="utf-8")
     return str(path)
 
 

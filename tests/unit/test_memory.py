@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,15 +63,16 @@ def test_keys_and_values_of_the_7b_model_take_56_kib_a_token() -> None:
 def test_a_training_device_holds_what_the_formulas_say() -> None:
     [device] = estimate_memory(config(devices={"training": [0]}), TINY)
     adapter = 2 * 3 * 64
-    kept = 4 * (4 * 4 + 2 * 4 + 2 * 2 + 4 * 8 + 7 * 3) + 8 * 4  # bytes of one layer and token
+    kept = 4 * (2 * 4 + 4 * 4 + 4 * 8 + 7 * 3 + 100) + 8 * 4  # bytes of one layer and token
+    widest = 2 * 4 * 8
     assert device.name == "GPU 0"
     assert device.parts == {
         "base weights": 404 * 4,
         "adapter": 4 * adapter,
         "gradients": 4 * adapter,
         "optimizer": 8 * adapter,
-        "activations": 2 * 100 * 2 * kept,
-        "logits": 12 * 2 * 100 * 10,
+        "activations": 2 * 100 * (2 * kept + widest),
+        "logits": 4 * 200 * 32768 + 4 * 4 * 200,
         "runtime": 3 * GIB // 2,
     }
     assert device.fits is None
@@ -78,8 +81,73 @@ def test_a_training_device_holds_what_the_formulas_say() -> None:
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others() -> None:
     settings = {"micro_batch": 2, "minibatches": 1, "gradient_checkpointing": True}
     [device] = estimate_memory(config(devices={"training": [0]}, trainer=settings), TINY)
-    kept = 4 * 81 + 32
-    assert device.parts["activations"] == 200 * (2 * 4 * 4 + kept)
+    kept = 4 * 177 + 32
+    assert device.parts["activations"] == 200 * (2 * 4 * 4 + kept + 2 * 4 * 8)
+
+
+def test_in_bf16_the_adapter_has_a_copy_and_the_rest_is_half_as_wide() -> None:
+    policy = {"context_tokens": 100, "max_new_tokens": 10, "dtype": "bfloat16"}
+    trainer = {"micro_batch": 2, "minibatches": 1, "logprob_tolerance": 1}
+    [device] = estimate_memory(config(devices={"training": [0]}, policy=policy, trainer=trainer), TINY)
+    kept = 2 * (2 * 4 + 4 * 4 + 4 * 8 + 7 * 3 + 100) + 8 * 4
+    assert device.parts["adapter"] == 6 * 2 * 3 * 64
+    assert device.parts["activations"] == 200 * (2 * kept + 2 * 2 * 8)
+    assert device.parts["logits"] == 2 * 200 * 32768 + 4 * 4 * 200
+
+
+def test_the_head_s_tile_does_not_grow_with_the_batch_and_is_as_wide_as_the_words_on_a_cpu() -> None:
+    """4096 tokens fill a tile; on a CPU eight fp32 tensors of 4096 x 10."""
+    trainer = {"micro_batch": 64, "minibatches": 1, "cards_per_step": 8}
+    [card] = estimate_memory(config(devices={"training": [0]}, trainer=trainer), TINY)
+    assert card.parts["logits"] == 4 * 4096 * 32768 + 4 * 4 * 6400
+    [here] = estimate_memory(config(trainer=trainer), TINY)
+    assert here.parts["logits"] == 8 * 4 * 4096 * 10 + 4 * 4 * 6400
+
+
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 4), ("bfloat16", 2)])
+def test_a_layer_keeps_for_the_backward_pass_what_the_formula_counts(dtype: str, each: int) -> None:
+    """What torch saves for one layer more, less what the formula leaves out.
+
+    That is the norms' divisors (2 x 4 bytes a token), attention's sums (4 for each head), and in bf16 the copy of the
+    layer's adapter, which stands with the adapter.
+    """
+    sizes = Architecture(hidden=64, layers=1, heads=4, kv_heads=2, feed_forward=160, vocabulary=50)
+    rows, row, rank = 4, 48, 8
+    more = saved_bytes(replace(sizes, layers=2), dtype, rows, row, rank) - saved_bytes(sizes, dtype, rows, row, rank)
+    copies = 0 if each == 4 else each * sizes.adapter_parameters(rank, "all-linear")
+    assert more == rows * row * (sizes.activation_bytes(each, rank, row) + 8 + 4 * 4) + copies
+
+
+def saved_bytes(sizes: Architecture, dtype: str, rows: int, row: int, rank: int) -> int:
+    """Bytes that torch keeps between forward and backward of a padded batch, weights not counted."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from scripts.training_step import random_model
+    from trainers.trainer import compute_without_copies
+
+    lora = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(random_model(sizes, dtype, row, on="cpu"), lora)
+    compute_without_copies(model)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    mask = torch.ones(rows, row, dtype=torch.long)
+    mask[0, :3] = 0
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"),
+    ):
+        backbone: Any = model.get_base_model().base_model
+        hidden = backbone(input_ids=torch.ones(rows, row, dtype=torch.long), attention_mask=mask, use_cache=False)
+    assert hidden.last_hidden_state.requires_grad
+    return sum(kept.values())
 
 
 def test_zero_2_shares_out_gradients_and_optimizer_only() -> None:

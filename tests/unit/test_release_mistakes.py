@@ -24,7 +24,7 @@ PLAYED = [name for name in sorted(path.stem for path in SPECS_DIR.glob("*.yaml")
 
 
 def test_the_specs_under_test_are_all_those_that_a_language_model_plays() -> None:
-    assert PLAYED == ["attune-v1", "rlver-challenging-v1", "rlver-vanilla-v1", "sage-v1"]
+    assert PLAYED == ["attune-brief-v1", "attune-v1", "rlver-challenging-v1", "rlver-vanilla-v1", "sage-v1"]
 
 
 # "The appraiser is told 'emotion 30' on every turn, because the state isn't written back"
