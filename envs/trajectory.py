@@ -125,9 +125,11 @@ class Score(Record):
     """A reward's verdict on a trajectory: ``value`` in [0, 1], or None when it could not be measured.
 
     ``per_turn`` (turns,) holds a share for each turn where the reward has one; ``evidence`` says why, in plain words.
+    ``parts``: the scores that a total is made of, as they count; left out of the record where there are none.
     """
 
     name: str
     value: Annotated[float, Field(ge=0, le=1)] | None
     evidence: str = ""
     per_turn: tuple[float | None, ...] | None = None
+    parts: tuple[Score, ...] = Field(default=(), exclude_if=lambda parts: not parts)
