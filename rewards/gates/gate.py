@@ -1,0 +1,42 @@
+"""What a gate says of one reply, and which gates there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol, get_args
+
+from pydantic import Field
+
+from envs.cards import Language
+from envs.trajectory import Message, Record
+
+Gate = Literal[
+    "crisis", "abrupt_refusal", "manipulation", "sycophancy", "false_humanity", "medical", "reward_talk"
+]  # fmt: skip
+GATES: tuple[Gate, ...] = get_args(Gate)
+UNSUPPORTED = "unsupported language"
+TOO_LONG = "too long to be read"
+
+
+class GateVerdict(Record):
+    """One gate's verdict on one reply; ``turn`` counts supporter messages from 0.
+
+    ``closed``: True closes the gate, False passes, None could not be judged and is never a pass. ``evidence`` is quoted
+    from the dialogue; ``cause`` says in short words why the gate closed, or why there is no verdict.
+    """
+
+    gate: Gate
+    turn: Annotated[int, Field(ge=0)]
+    closed: bool | None
+    evidence: str = ""
+    cause: str = ""
+
+
+class GateJudge(Protocol):
+    """A second reader of the gates, such as a language model. None ships here: the patterns decide alone."""
+
+    name: str
+
+    async def judge(self, gate: Gate, messages: Sequence[Message], turn: int, language: Language) -> GateVerdict:
+        """The verdict on supporter message ``turn``, from what was said up to and including it."""
+        ...
