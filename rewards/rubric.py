@@ -122,11 +122,15 @@ def _languages(place: Place, texts: Mapping[Language, str], wanted: Sequence[Lan
             yield (*place, language), "is not among the rubric's languages; remove it or add it there"
 
 
+def rubric_file(name_or_path: str) -> Path:
+    """Where a rubric's file lies; it need not be there."""
+    path = Path(name_or_path)
+    return path if path.suffix in {".yaml", ".yml"} else RUBRICS_DIR / f"{name_or_path}.yaml"
+
+
 def load_rubric(name_or_path: str) -> Rubric:
     """Load a rubric by name (``kardia``) or by path. Raises InputError naming the file, the line and the remedy."""
-    path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = RUBRICS_DIR / f"{name_or_path}.yaml"
+    path = rubric_file(name_or_path)
     try:
         return load_marked(path, Rubric)
     except FileNotFoundError:

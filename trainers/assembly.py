@@ -178,9 +178,7 @@ def join_server(config: RunConfig) -> PolicyServer:
             time.sleep(1.0)
 
 
-def chat_templates(
-    config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]
-) -> dict[Language, ChatTemplate]:
+def chat_templates(config: RunConfig, model_dir: Path, cards: Sequence[PersonaCard]) -> dict[Language, ChatTemplate]:
     """The policy's checked chat template for each language of ``cards``, with the system prompt in it."""
     from trainers.chat_template import check_template, load_tokenizer, read_prompt
 

@@ -1,4 +1,4 @@
-"""The language models that play clients in a run: reached by address or served by the run, behind one response cache.
+"""The language models of a run that play clients or judge: reached by address or served by the run, behind a cache.
 
 ``ModelPool`` starts or reaches each model once. Each client gets views of the models of its own, so that a deadline and
 a count of tokens belong to one dialogue.
@@ -21,12 +21,13 @@ from envs.errors import InputError
 from envs.models.cache import CachedModel, ResponseCache
 from envs.models.endpoint import Endpoint
 from envs.models.endpoint_spec import EndpointSpec
-from envs.models.model_client import ScriptedModel
+from envs.models.model_client import ModelClient, ScriptedModel
 from envs.perception import get_perceiver
 from trainers import assembly
 from trainers.client_config import Client as ClientConfig
 from trainers.client_config import ModelSource, PlayedBy, ServedModel
 from trainers.config import RunConfig
+from trainers.reward_config import JudgeTerm
 from trainers.usage import MeteredClient, MeteredModel
 
 MODELS = "models.json"  # in the run's folder: what each model was asked, how often it failed, when it was given up
@@ -69,9 +70,10 @@ class ModelPool:
         views: dict[str, tuple[MakeView, MakeView | None]] = {}
         for player in played_specs(spec):
             models = played_by(client, player)
-            reply = self._view(models.reply_model, client) if models.reply_model else None
+            kept = client.cache, client.offline
+            reply = self._view(models.reply_model, *kept) if models.reply_model else None
             assert models.model  # played_by sees to it
-            views[player.name] = self._view(models.model, client), reply
+            views[player.name] = self._view(models.model, *kept), reply
         return ClientMaker(spec, views)
 
     def report(self) -> list[dict[str, Any]]:
@@ -87,12 +89,19 @@ class ModelPool:
             if one.endpoint
         ]
 
-    def _view(self, source: ModelSource, client: ClientConfig) -> MakeView:
+    def judges(self, term: JudgeTerm, *, fresh: bool = False) -> tuple[list[str], Callable[[], list[ModelClient]]]:
+        """The names of a judge's models, and what makes views of them; ``fresh``: never from the cache."""
+        kept = (None, False) if fresh else (term.cache, term.offline)
+        views = [self._view(source, *kept) for source in term.models]
+        names = [self._reach(source, kept[1]).name for source in term.models]
+        return names, lambda: [view() for view in views]
+
+    def _view(self, source: ModelSource, cache_file: Path | None, offline: bool) -> MakeView:
         """A function that makes one dialogue's view of a model."""
-        reached = self._reach(source, client.offline)
+        reached = self._reach(source, offline)
         # A little less than the dialogue's own, so that what the model failed with is told.
         deadline = 0.95 * self.config.dialogue.deadline_seconds
-        cache = self._cache(client.cache) if client.cache else None
+        cache = self._cache(cache_file) if cache_file else None
 
         def view() -> MeteredModel:
             own = reached.endpoint.dialogue(deadline) if reached.endpoint else None
@@ -117,9 +126,9 @@ class ModelPool:
         return self._reached[key]
 
     def _serve(self, model: ServedModel, folder: Path, name: str) -> EndpointSpec:
-        self.progress(f"starting a server for the client's model ({name})")
+        self.progress(f"starting a server for {name}")
         number = len(self._reached) + 1
-        server = assembly.serve_model(self.config, model, folder, name, self.log_dir / f"client_server_{number}.log")
+        server = assembly.serve_model(self.config, model, folder, name, self.log_dir / f"model_server_{number}.log")
         self._stack.callback(server.close)
         timeout = self.config.engine.request_timeout
         return EndpointSpec(

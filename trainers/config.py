@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
+from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
 
 BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
 
@@ -92,13 +93,6 @@ class Dialogue(Section):
     max_turns: Count | None = Field(default=None, description="Turn limit; none: the client spec's.")
 
 
-class RewardTerm(Section):
-    """One reward and its share of the total."""
-
-    name: str = Field(description="Name of the reward, such as emotion.")
-    weight: Positive = Field(default=1.0, description="Its weight; the total is the weighted mean.")
-
-
 class Trainer(Section):
     """How the adapter is trained. A step is one batch of dialogues and the updates on it."""
 
@@ -128,6 +122,10 @@ class Trainer(Section):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
         default="grpo",
         description="How token losses are averaged: grpo over each dialogue (arXiv 2402.03300), dapo over the batch.",
+    )
+    combine: Literal["total", "decoupled"] = Field(
+        default="total",
+        description="Advantages of the weighted total, or each reward's own, then added (GDPO, arXiv 2601.05242).",
     )
     scale_rewards: Literal["group", "none"] = Field(
         default="group", description="Whether advantages are divided by the group's standard deviation."
@@ -213,6 +211,10 @@ class RunConfig(Section):
     rewards: list[RewardTerm] = Field(
         default=[RewardTerm(name="emotion")], min_length=1, description="What is rewarded."
     )
+    judges: list[JudgeTerm] = Field(default=[], description="Judges whose rubrics are rewards or are only logged.")
+    gates: Gates = Field(default=Gates(), description="What voids a gain.")
+    dead_signals: DeadSignals = Field(default=DeadSignals(), description="What is done about rewards without signal.")
+    watch: WatchTerm = Field(default=WatchTerm(), description="Who watches the run.")
     trainer: Trainer = Field(default=Trainer(), description="How the adapter is trained.")
     engine: Engine = Field(default=Engine(), description="What samples the replies.")
     devices: Devices = Field(default=Devices(), description="Which GPUs do what.")
@@ -230,12 +232,14 @@ class RunConfig(Section):
 
     @property
     def model_sources(self) -> dict[str, ModelSource]:
-        """The language models that play clients, by key; one that the evaluation shares with training stands once."""
+        """The language models that play clients or judge, by key; one that the evaluation shares stands once."""
         named: dict[str, ModelSource | None] = {}
         for key, client in (("client", self.client), ("evaluation.client", self.evaluation.client)):
             players = {key: client, **{f"{key}.members.{n}": m for n, m in client.members.items()}} if client else {}
             for place, player in players.items():
                 named |= {f"{place}.model": player.model, f"{place}.reply_model": player.reply_model}
+        for place, judge in enumerate(self.judges):
+            named |= {f"judges.{place}.models.{number}": source for number, source in enumerate(judge.models)}
         return {key: source for key, source in named.items() if source}
 
     @model_validator(mode="after")
@@ -285,6 +289,12 @@ def _trainer_conflicts(config: RunConfig) -> list[str]:
             f"trainer.logprob_tolerance: {trainer.logprob_tolerance:g} can't hold in bfloat16, where two engines "
             f"round differently; raise it to {BF16_TOLERANCE:g} or more, or set policy.dtype to float32"
         )
+    if not any(term.weight for term in config.rewards):
+        problems.append("rewards: none carries weight, so nothing would be trained; give one a weight above 0")
+    if trainer.combine == "decoupled" and trainer.scale_rewards == "none":
+        problems.append("trainer.scale_rewards: decoupled rewards are always scaled; set group, or combine: total")
+    if both := sorted({*config.gates.names} & {*config.gates.read_only}):
+        problems.append(f"gates.read_only: {both[0]} stands under gates.names too; keep it in one of them")
     names = [term.name for term in config.rewards]
     if twice := {name for name in names if names.count(name) > 1}:
         problems.append(f"rewards: {sorted(twice)[0]!r} is named twice; keep one and add the weights")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,10 +27,10 @@ class Credit:
 
 
 class CreditAssigner(Protocol):
-    """Turns totals (B,), None where a total could not be measured, into credit."""
+    """Turns the scores of a batch (B,) into credit."""
 
-    def assign(self, totals: Sequence[float | None]) -> Credit:
-        """Credit for a batch whose rows stand group by group. A row without a total gets advantage 0."""
+    def of(self, scores: Sequence[Score]) -> Credit:
+        """Credit for totals, with their parts, that stand group by group. A row without a total gets advantage 0."""
         ...
 
 
@@ -45,6 +45,10 @@ class GroupRelative:
     group_size: int
     scale: Literal["group", "none"] = "group"
 
+    def of(self, scores: Sequence[Score]) -> Credit:
+        """Advantages (B,) of the totals of ``scores`` (B,)."""
+        return self.assign([score.value for score in scores])
+
     def assign(self, totals: Sequence[float | None]) -> Credit:
         """Advantages (B,) of totals (B,). Raises ValueError when B is no multiple of the group size."""
         groups = in_groups(totals, self.group_size)
@@ -56,19 +60,40 @@ class GroupRelative:
 class GroupDecoupled:
     """Each reward measured against its group before they are added by weight (GDPO: see ``rewards.combine``).
 
-    ``weights`` (rewards,), in the order of each row's scores.
+    ``weights`` by the reward's name; a part of a total that stands not in it has none.
     """
 
     group_size: int
-    weights: tuple[float, ...]
+    weights: Mapping[str, float]
+
+    def of(self, scores: Sequence[Score]) -> Credit:
+        """Advantages (B,) of the parts of ``scores`` (B,); a row whose total could not be measured gets 0."""
+        return self.assign([_measured(row, score) for row, score in zip(row_parts(scores), scores, strict=True)])
 
     def assign(self, rows: Sequence[Sequence[Score]]) -> Credit:
         """Advantages (B,) of each row's scores. Raises ValueError when rows, groups and weights don't fit."""
-        advantages = decoupled_advantages(rows, self.weights, self.group_size)
-        flat = flat_groups(rows, self.weights, self.group_size)
+        advantages = decoupled_advantages(rows, self._in_order(rows), self.group_size)
+        flat = flat_groups(rows, self._in_order(rows), self.group_size)
         return Credit(tuple(advantages), groups=len(rows) // self.group_size, groups_without_variance=flat)
 
     def assign_turns(self, rows: Sequence[Sequence[Score]], turns: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Advantages of each of a row's ``turns`` (B,), with returns where a score has shares for each turn."""
-        advantages = decoupled_turn_advantages(rows, self.weights, self.group_size, turns)
+        advantages = decoupled_turn_advantages(rows, self._in_order(rows), self.group_size, turns)
         return tuple(tuple(row) for row in advantages)
+
+    def _in_order(self, rows: Sequence[Sequence[Score]]) -> list[float]:
+        return [self.weights.get(score.name, 0.0) for score in rows[0]] if rows else []
+
+
+def _measured(row: Sequence[Score], total: Score) -> Sequence[Score]:
+    """A row's parts; without values when its total has none, such as where a gate could not be judged."""
+    return row if total.value is not None else [part.model_copy(update={"value": None}) for part in row]
+
+
+def row_parts(scores: Sequence[Score]) -> list[tuple[Score, ...]]:
+    """Each row's parts (B,), the same in every row: a row that was not scored has them without a value. Of scores that
+    have no parts, each is its own."""
+    names = next(([part.name for part in score.parts] for score in scores if score.parts), None)
+    if names is None:
+        return [(score,) for score in scores]
+    return [score.parts or tuple(Score(name=name, value=None) for name in names) for score in scores]

@@ -1,8 +1,8 @@
 """Release: an adapter with its evidence, shaped like a model repository, and the check that it is what was evaluated.
 
-    adapter_model.safetensors   the weights             evaluation.json   base, tuned, difference, language, in full
-    adapter_config.json         less machine paths      SHA256SUMS        for `sha256sum -c`
-    README.md                   the model card
+adapter_model.safetensors   the weights             evaluation.json   base, tuned, difference, language, in full
+adapter_config.json         less machine paths      SHA256SUMS        for `sha256sum -c`
+README.md                   the model card
 """
 
 from __future__ import annotations

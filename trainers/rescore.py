@@ -15,11 +15,11 @@ from typing import Any
 from envs.errors import InputError
 from envs.receipts import read_log
 from envs.trajectory import Record, Stop, Trajectory
+from rewards.registry import REWARDS
 from rewards.reward import Reward, ScoredTrajectory, scored
 from trainers.config import RewardTerm
 from trainers.evaluation import TRAJECTORIES
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
-from trainers.run_numbers import REWARDS
 
 
 class Rescored(Record):

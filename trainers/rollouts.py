@@ -20,6 +20,7 @@ from trainers.evaluation import MakeClient
 from trainers.policy import PolicySupporter, Sampling
 from trainers.policy_server import PolicyServer
 from trainers.samples import Sample, blank_sample, build_sample
+from trainers.scoring import score_row
 from trainers.usage import DialogueUsage, usage_of
 
 Reward = Callable[[Trajectory], Awaitable[Score]]
@@ -80,7 +81,7 @@ class RolloutWorker:
         trajectories = await run_dialogues(plans, self.concurrency, self.deadline_seconds)
         played = time.monotonic()
         record(trajectories)
-        scores = await asyncio.gather(*(self._score(trajectory) for trajectory in trajectories))
+        scores = await asyncio.gather(*(score_row(trajectory, self.reward) for trajectory in trajectories))
         samples = [self._sample(*pair) for pair in zip(trajectories, scores, strict=True)]
         return Rollout(
             trajectories=tuple(trajectories),
@@ -104,15 +105,6 @@ class RolloutWorker:
             client=self.make_client(card, client_seed),
             supporter=PolicySupporter(self.server, self.templates[card.language], adapter, policy_seed, self.sampling),
         )
-
-    async def _score(self, trajectory: Trajectory) -> Score:
-        """The reward's score; a failed dialogue, and one whose scoring fails, has none."""
-        if trajectory.stop is Stop.ERROR:
-            return Score(name="total", value=None, evidence=f"the dialogue failed: {trajectory.error}")
-        try:
-            return await self.reward(trajectory)
-        except Exception as error:  # what can't be scored is data, whatever made it fail
-            return Score(name="total", value=None, evidence=f"scoring failed: {type(error).__name__}: {error}")
 
     def _sample(self, trajectory: Trajectory, score: Score) -> Sample:
         end_of_turn = next(iter(self.templates.values())).end_of_turn
@@ -142,10 +134,12 @@ def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
     replies = [turn.supporter for turn in trajectory.turns]
     return {
         "failed": trajectory.stop is Stop.ERROR,
+        "score": score,
         "total": score.value,
         "evidence": score.evidence,
         "final_emotion": trajectory.final_emotion,
         "turns": len(replies),
+        "replies": [reply.text for reply in replies],
         "tokens": sum(len(reply.ids) for reply in replies),
         "truncated": sum(reply.truncated for reply in replies),
     }

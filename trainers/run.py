@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
-from envs.errors import InputError, RunError
-from envs.trajectory import Score, Trajectory
+from envs.errors import RunError
+from envs.trajectory import Trajectory
+from rewards.canaries import load_canaries
 from trainers import assembly
 from trainers.client_models import MODELS, ModelPool, check_client
 from trainers.config import RunConfig
@@ -28,10 +29,14 @@ from trainers.manifest import write_json
 from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
-from trainers.run_numbers import REWARDS, summary_numbers
+from trainers.run_numbers import credit_assigner, summary_numbers
+from trainers.scoring import check_rewards, judge_files, live_scoring, watching_judge
 from trainers.statistics import Resampling
 from trainers.usage import USAGE
 from trainers.verification import verify_run
+from trainers.watch import Watch
+from trainers.watch_rules import WatchRules, load_rules
+from trainers.watching import Look, Watcher
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
@@ -60,18 +65,23 @@ class Plan:
     held_out_spec: ClientSpec
     train_cards: list[PersonaCard]
     held_out_cards: list[PersonaCard]
+    watch_rules: WatchRules | None = None
+    watch_cards: Sequence[PersonaCard] = ()
 
     @classmethod
     def of(cls, config: RunConfig) -> Plan:
         """Read what the config names. Raises InputError for what is missing or wrong."""
-        if unknown := [term.name for term in config.rewards if term.name not in REWARDS]:
-            raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join(REWARDS)}")
+        check_rewards(config)
         spec, held_out_spec = (assembly.client_spec(config, one) for one in (config.client, config.held_out_client))
         train = assembly.cards_of(config, config.cards.train_split)
         held_out = assembly.cards_of(config, config.evaluation.split)
         check_client(config.client, spec, train)
         check_client(config.held_out_client, held_out_spec, held_out)
-        return cls(config, spec, held_out_spec, train, held_out)
+        if config.watch.rules is None:
+            return cls(config, spec, held_out_spec, train, held_out)
+        watched = assembly.cards_of(config, config.watch.split)[: config.watch.cards]
+        check_client(config.held_out_client, held_out_spec, watched)
+        return cls(config, spec, held_out_spec, train, held_out, load_rules(config.watch.rules), watched)
 
 
 def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -128,13 +138,14 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
 
     config = plan.config
     prompts = {language: read_prompt(language, config.policy.system_prompt) for language in templates}
+    texts = {f"prompts/supporter_{language}.txt": text for language, text in prompts.items() if text}
     folder.record(
         dump_config(config),
         [*plan.train_cards, *plan.held_out_cards],
         [plan.spec] if plan.spec == plan.held_out_spec else [plan.spec, plan.held_out_spec],
         {"run": config.run.seed},
         base=model_identity(model_dir, config.policy.model),
-        prompts={f"supporter_{language}.txt": text for language, text in prompts.items() if text},
+        texts=texts | judge_files(config),
     )
 
 
@@ -161,25 +172,46 @@ def _train(
         cards=plan.train_cards,
         spec=plan.spec,
         make_client=models.maker(config.client, plan.spec),
-        reward=reward_of(config),
+        reward=live_scoring(config, models.judges, folder),
+        credit=credit_assigner(config),
+        watcher=_watcher(plan, folder, server, templates, models, progress),
         resume=resume,
         on_step=progress.step,
     )
 
 
-def reward_of(config: RunConfig) -> Callable[[Trajectory], Any]:
-    """The config's rewards as one: an async function from a trajectory to the score named "total"."""
-    from rewards.reward import scored
-
-    rewards = [(REWARDS[term.name](), term.weight) for term in config.rewards]
-
-    async def total(trajectory: Trajectory) -> Score:
-        result = await scored(trajectory, rewards)
-        evidence = "; ".join(f"{score.name}: {score.evidence}" for score in result.scores)
-        per_turn = result.scores[0].per_turn if len(result.scores) == 1 else None
-        return Score(name="total", value=result.total, evidence=evidence, per_turn=per_turn)
-
-    return total
+def _watcher(
+    plan: Plan,
+    folder: Path,
+    server: PolicyServer,
+    templates: dict[Language, ChatTemplate],
+    models: ModelPool,
+    progress: Progress,
+) -> Watcher | None:
+    """Who watches the run, on the first rank; None where the config names no rules."""
+    config, term = plan.config, plan.config.watch
+    if plan.watch_rules is None or int(os.environ.get("RANK", "0")):
+        return None
+    asked = live_scoring(config, lambda judge: models.judges(judge, fresh=True), None)
+    held_out_judge = watching_judge(config, models.judges) if term.judge else None
+    look = Look(
+        factory=lambda adapter: assembly.policy_factory(config, server, templates, adapter),
+        cards=plan.watch_cards,
+        spec=plan.held_out_spec,
+        client=models.maker(config.held_out_client, plan.held_out_spec),
+        judge=held_out_judge,
+        concurrency=config.dialogue.concurrency,
+        deadline_seconds=config.dialogue.deadline_seconds,
+    )
+    return Watcher(
+        watch=Watch(plan.watch_rules),
+        every=term.every,
+        look=look,
+        canaries=load_canaries(config.cards.languages) if term.canaries else (),
+        rewards=[reward for reward, _ in asked.terms],
+        folder=folder,
+        tell=progress.phase,
+    )
 
 
 @dataclass(frozen=True)

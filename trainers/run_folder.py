@@ -108,18 +108,17 @@ class RunFolder:
         seeds: Mapping[str, int],
         *,
         base: Mapping[str, Any] | None = None,
-        prompts: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Write down what is about to run: ``config`` as resolved YAML, every card, every spec, the seeds.
 
-        ``base``: the model's ``model_identity``; ``prompts``: {file name: system message}. On resume all of it must be
-        as it was; raises InputError naming the file that differs.
+        ``base``: the model's ``model_identity``; ``texts``: {path in the folder: text}, such as prompts. On resume all
+        of it must be as it was; raises InputError naming the file that differs.
         """
-        texts = {"config.yaml": config, "cards.jsonl": "".join(_card_line(card) for card in cards)}
+        texts = dict(texts or {}) | {"config.yaml": config, "cards.jsonl": "".join(map(_card_line, cards))}
         for spec in specs:
             rules = json.dumps(spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
             texts[f"specs/{spec.name}.json"] = rules + "\n"
-        texts |= {f"prompts/{name}": text for name, text in (prompts or {}).items()}
         for name, text in texts.items():
             self._same(name, text)
         self._record_provenance(seeds, base)

@@ -6,47 +6,38 @@ Computed from the record alone, so that ``trainers.verification`` can compare th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs.errors import InputError
-from envs.trajectory import Stop, Trajectory, Turn
-from rewards.emotion import EmotionReward
-from rewards.emotion_label import EmotionLabelReward
-from rewards.format import FormatReward
-from rewards.reward import Reward, scored
-from rewards.shaping import LengthReward, RepetitionReward
+from envs.trajectory import Score, Stop, Trajectory, Turn
+from rewards.dead_signal import count_signals
 from trainers.config import RunConfig
-from trainers.credit import Credit, GroupRelative
+from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, row_parts
 from trainers.evaluation import Comparison, Evaluation
-
-# Those that need nothing but the record. A judge and follow-ups need models, or the record of what these answered.
-REWARDS: dict[str, Callable[[], Reward]] = {
-    "emotion": EmotionReward,
-    "format-think": lambda: FormatReward("think"),
-    "format-kardia": lambda: FormatReward("kardia"),
-    "emotion-label": EmotionLabelReward,
-    "length": LengthReward,
-    "repetition": RepetitionReward,
-}
+from trainers.scoring import check_rewards, recorded_scoring, score_row
+from trainers.watch import repetition
 
 
 class Played(NamedTuple):
-    """A dialogue as later numbers need it: ``trajectory`` without token ids, the count of sampled tokens, its total."""
+    """A dialogue as later numbers need it: ``trajectory`` without token ids, the count of sampled tokens, its score."""
 
     trajectory: Trajectory
     tokens: int
-    total: float | None
+    score: Score
+
+    @property
+    def total(self) -> float | None:
+        """Its total; None for a failed dialogue and for one that could not be scored."""
+        return self.score.value
 
 
 class Scorer:
-    """Scores dialogues again with the rewards and weights of a run's config. A context manager."""
+    """Scores dialogues again with the rewards, gates and judgments of a recorded run. A context manager."""
 
-    def __init__(self, config: RunConfig) -> None:
-        unknown = [term.name for term in config.rewards if term.name not in REWARDS]
-        if unknown:
-            raise InputError(f"rewards: {unknown[0]!r} can't be scored from the record; known: {', '.join(REWARDS)}")
-        self._rewards = [(REWARDS[term.name](), term.weight) for term in config.rewards]
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        check_rewards(config)
+        self._scoring = recorded_scoring(config, folder)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Scorer:
@@ -56,11 +47,11 @@ class Scorer:
         self._runner.close()
 
     def played(self, trajectory: Trajectory) -> Played:
-        """The dialogue with its total, less its token ids."""
-        total = self._runner.run(scored(trajectory, self._rewards)).total
+        """The dialogue with its score, less its token ids."""
+        score = self._runner.run(score_row(trajectory, self._scoring))
         tokens = sum(len(turn.supporter.ids) for turn in trajectory.turns)
         turns = tuple(_without_ids(turn) for turn in trajectory.turns)
-        return Played(trajectory.model_copy(update={"turns": turns}), tokens, total)
+        return Played(trajectory.model_copy(update={"turns": turns}), tokens, score)
 
 
 def _without_ids(turn: Turn) -> Turn:
@@ -75,9 +66,17 @@ def step_of(dialogue_id: str) -> int | None:
 
 
 def credit_of(rows: Sequence[Played], config: RunConfig) -> Credit:
-    """Group-relative credit of one step's dialogues. Raises ValueError when they don't make whole groups."""
-    credit = GroupRelative(config.trainer.dialogues_per_card, config.trainer.scale_rewards)
-    return credit.assign([row.total for row in rows])
+    """Credit of one step's dialogues. Raises ValueError when they don't make whole groups."""
+    return credit_assigner(config).of([row.score for row in rows])
+
+
+def credit_assigner(config: RunConfig) -> CreditAssigner:
+    """The config's way from scores to advantages."""
+    size, trainer = config.trainer.dialogues_per_card, config.trainer
+    if trainer.combine == "decoupled":
+        weights = {term.name: term.weight for term in config.rewards}
+        return GroupDecoupled(size, weights)
+    return GroupRelative(size, trainer.scale_rewards)
 
 
 def step_numbers(rows: Sequence[Played], config: RunConfig) -> dict[str, Any]:
@@ -95,9 +94,23 @@ def step_numbers(rows: Sequence[Played], config: RunConfig) -> dict[str, Any]:
         "reply_tokens": tokens / len(replies) if replies else None,
         "tokens": tokens,
         "truncation_rate": _mean([float(reply.truncated) for reply in replies]),
+        "repetition": repetition([turn.supporter.text for turn in row.trajectory.turns] for row in rows),
         "groups": credit.groups,
         "groups_without_variance": credit.groups_without_variance,
+        "rewards": reward_numbers([row.score for row in rows], config.trainer.dialogues_per_card),
     }
+
+
+def reward_numbers(scores: Sequence[Score], group_size: int) -> dict[str, dict[str, Any]]:
+    """For each part of the totals (B,): its mean, how many rows have none, and how many groups it tells apart in
+    nothing, with both rates; a rate over nothing is None."""
+    rows = row_parts(scores)
+    numbers = {}
+    for place, (name, count) in enumerate(count_signals(rows, group_size).items()):
+        known = [value for row in rows if (value := row[place].value) is not None]
+        rates = {"none_rate": count.none_rate, "dead_rate": count.dead_rate}
+        numbers[name] = {"mean": _mean(known), **count.model_dump(mode="json"), **rates}
+    return numbers
 
 
 def summary_numbers(base: Evaluation, tuned: Evaluation, comparison: Comparison) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from envs.errors import InputError
 from trainers.run_files import append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
+from trainers.scoring import JUDGMENTS
 from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, updates_per_rollout
 from trainers.usage import USAGE
+from trainers.watching import ALARMS, Watcher
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -34,8 +36,10 @@ UPDATE_METRICS = {
 class RunRecord(TrainerCallback):
     """Writes a line of metrics.jsonl after each step's updates, and marks checkpoints complete."""
 
-    def __init__(self, trainer: DialogueTrainer, run_dir: Path, on_step: OnStep | None) -> None:
-        self._trainer, self._run_dir, self._on_step = trainer, run_dir, on_step
+    def __init__(
+        self, trainer: DialogueTrainer, run_dir: Path, on_step: OnStep | None, watcher: Watcher | None = None
+    ) -> None:
+        self._trainer, self._run_dir, self._on_step, self._watcher = trainer, run_dir, on_step, watcher
 
     def on_log(
         self,
@@ -45,7 +49,7 @@ class RunRecord(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """One line per step: the rollout's numbers and those of the updates on it."""
+        """One line per step: the rollout's numbers and those of the updates on it. Raises RunError on an alarm."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         measured = self._trainer.step_metrics
@@ -55,6 +59,8 @@ class RunRecord(TrainerCallback):
         MetricsLog(self._run_dir / METRICS).append(line)
         if self._on_step:
             self._on_step(line)
+        if self._watcher:
+            self._watcher.hear(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """All files of the checkpoint are written: say so."""
@@ -81,8 +87,10 @@ def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
             shutil.rmtree(torn)
         done = _updates_done(newest) // updates_per_rollout(args) if newest else 0
         keep_lines(run_dir / METRICS, lambda line: line["step"] < done)
-        for name in (TRAJECTORIES, SCORES, USAGE):
+        judged = sorted(path.relative_to(run_dir).as_posix() for path in (run_dir / JUDGMENTS).glob("*.jsonl"))
+        for name in (TRAJECTORIES, SCORES, USAGE, *judged):
             keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) in range(done))
+        keep_lines(run_dir / ALARMS, lambda line: line["step"] < done)
     return newest
 
 

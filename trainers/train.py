@@ -21,12 +21,13 @@ from envs.errors import InputError
 from envs.hashing import derived_seed
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import ChatTemplate
-from trainers.credit import GroupRelative
+from trainers.credit import CreditAssigner, GroupRelative
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import MakeClient, Reward, RolloutWorker
-from trainers.run_record import CHECKPOINTS, RunRecord, prepare_run_dir
+from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
+from trainers.watching import Watcher
 
 FINAL_ADAPTER = Path("adapters") / "final"
 
@@ -87,12 +88,15 @@ def train(
     spec: ClientSpec,
     make_client: MakeClient,
     reward: Reward,
+    credit: CreditAssigner | None = None,
+    watcher: Watcher | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> Path:
     """Train and return the folder of the final adapter. ``on_step`` sees each line of metrics.jsonl as it is written.
 
-    ``templates``: the policy's checked chat template, for each language of the cards.
+    ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
+    advantages, None: group-relative by the settings. ``watcher``: who watches, None: nobody.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -114,6 +118,8 @@ def train(
         concurrency=settings.concurrency,
         deadline_seconds=settings.deadline_seconds,
     )
+    if watcher:
+        watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
         trainer = DialogueTrainer(
             model=str(model_dir),
@@ -122,14 +128,15 @@ def train(
             processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
             worker=worker,
-            credit=GroupRelative(settings.group_size, settings.advantage_scale),
+            credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
+            watcher=watcher,
             server=server,
             runner=runner,
             run_dir=run_dir,
             limits=settings.limits,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(RunRecord(trainer, run_dir, on_step))
+        trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         write_adapter(trainer, run_dir / FINAL_ADAPTER)
         trainer.vllm_generation.close()

@@ -33,7 +33,10 @@ from trainers.credit import CreditAssigner
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
+from trainers.run_numbers import reward_numbers
 from trainers.usage import USAGE, DialogueUsage, usage_line
+from trainers.watch import repetition
+from trainers.watching import Watcher
 
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
@@ -63,6 +66,7 @@ class DialogueTrainer(GRPOTrainer):
         runner: asyncio.Runner,
         run_dir: Path,
         limits: Limits,
+        watcher: Watcher | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, reward_funcs=[_recorded_total], rollout_func=_roll_out, **kwargs)
@@ -79,6 +83,8 @@ class DialogueTrainer(GRPOTrainer):
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self._group_size, self._watcher = worker.group_size, watcher
+        self._watched: dict[str, Any] = {}
         self._log = TrajectoryLog(run_dir / TRAJECTORIES)
         self._rollout: Rollout | None = None
 
@@ -96,7 +102,8 @@ class DialogueTrainer(GRPOTrainer):
         rollout, self._rollout = self._rollout, None
         local_rows = [summary(*pair) for pair in zip(rollout.trajectories, rollout.scores, strict=True)]
         rows: list[dict[str, Any]] = gather_object(local_rows)
-        credit = self._credit.assign([row["total"] for row in rows])
+        scores = [row["score"] for row in rows]
+        credit = self._credit.of(scores)
         first = self.accelerator.process_index * len(local_rows)
         local = credit.advantages[first : first + len(local_rows)]
         batch["advantages"] = torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
@@ -110,6 +117,8 @@ class DialogueTrainer(GRPOTrainer):
             **_rates(rows),
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
+            "rewards": reward_numbers(scores, self._group_size),
+            **self._watched,
             "max_logprob_difference": difference,
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": {
@@ -136,6 +145,8 @@ class DialogueTrainer(GRPOTrainer):
         """Run this rank's dialogues for the current step. Raises RunError, on every rank, past a budget."""
         step, first_row = self.rollout_step, self.accelerator.process_index * len(card_ids)
         adapter = self.vllm_generation.name
+        if self._watcher:
+            self._watched = self._runner.run(self._watcher.measure(step, adapter))
         self._rollout = self._runner.run(
             self._worker.run(card_ids, step, first_row, adapter, self._record_trajectories)
         )
@@ -241,6 +252,7 @@ def _rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
         "tokens": sum(row["tokens"] for row in rows),
         "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
+        "repetition": repetition(row["replies"] for row in rows),
     }
 
 

@@ -139,7 +139,7 @@ class _Run:
         """Receipts, card, spec, emotions, replay and total of every dialogue, line by line."""
         entries = self.manifest["files"]
         logs = {entry["path"]: entry["lines"] for entry in entries if is_trajectory_log(Path(entry["path"]))}
-        with _computed("config.yaml", lambda: Scorer(self.config)) as scorer:
+        with _computed("config.yaml", lambda: Scorer(self.config, self.folder)) as scorer:
             for name, lines in logs.items():
                 self.played[name] = []
                 for case, finding in check_dialogues(self._cases(name), lines):
@@ -189,9 +189,10 @@ class _Run:
             credit = _computed(TRAJECTORIES, lambda rows=rows: credit_of(rows, self.config))
             for row, advantage in zip(rows, credit.advantages, strict=True):
                 number, line = next(scores)
-                changes = [turn.client.change / 100 for turn in row.trajectory.turns]
+                parts = [part.model_dump(mode="json") for part in row.score.parts]
+                per_turn = None if row.score.per_turn is None else list(row.score.per_turn)
                 expected = {"dialogue_id": row.trajectory.dialogue_id, "value": row.total}
-                optional = {"advantage": advantage, "per_turn": changes, "step": step}
+                optional = {"advantage": advantage, "per_turn": per_turn, "step": step, "parts": parts}
                 expected |= {key: value for key, value in optional.items() if line.get(key) is not None}
                 _compare({key: line.get(key) for key in expected}, expected, name, number)
 

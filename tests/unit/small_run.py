@@ -78,7 +78,7 @@ def make_run(path: Path) -> Path:
             [spec],
             {"run": 0},
             base=BASE,
-            prompts={"supporter_en.txt": "You listen.\n"},
+            texts={"prompts/supporter_en.txt": "You listen.\n"},
         )
         _train(run, trained, spec)
         base, tuned, comparison = _evaluate(run, held_out, spec)
@@ -111,7 +111,7 @@ def _train(run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec, model
         trajectories = asyncio.run(run_dialogues(plans, concurrency=4))
         for trajectory in trajectories:
             log.append(trajectory)
-        with Scorer(CONFIG) as scorer:
+        with Scorer(CONFIG, run.path) as scorer:
             rows = [scorer.played(trajectory) for trajectory in trajectories]
         _append_scores(run.path / "scores.jsonl", rows)
         metrics.append({"step": step, **step_numbers(rows, CONFIG), "loss": 0.1, "max_logprob_difference": 2e-6})

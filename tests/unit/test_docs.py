@@ -19,12 +19,12 @@ from envs.cards import Act, HiddenNeed, PersonaCard, Temperament
 from envs.client_spec import load_spec
 from envs.models.endpoint_spec import EndpointSpec
 from rewards.follow_up import SCALE
+from rewards.registry import REWARDS
 from rewards.shaping import LengthBounds, RepetitionBounds
 from rewards.verdicts import Cause
 from scripts.attune import app
 from trainers.client_config import ServedModel
 from trainers.config import RunConfig
-from trainers.run_numbers import REWARDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -24,9 +24,9 @@ from rewards.emotion_label import EmotionLabelReward, card_label
 from rewards.follow_up import FollowUpReward, follow_ups
 from rewards.format import SPANS, FormatReward, format_flaws, span_of
 from rewards.per_reply import per_reply
+from rewards.registry import REWARDS
 from rewards.reward import Reward
 from rewards.shaping import LengthBounds, LengthReward, RepetitionBounds, RepetitionReward, repeated_shares
-from trainers.run_numbers import REWARDS
 
 
 def score(reward: Reward, talk: Trajectory) -> Score:

@@ -149,7 +149,7 @@ def test_a_long_dialogue_weighs_no_more_in_its_group_than_a_short_one() -> None:
     short = talk(spec, both(AnsweringModel(lambda turn: -10)))
     assert [len(long.turns), len(short.turns)] == [10, 1]
     config = RunConfig.model_validate({"trainer": {"dialogues_per_card": 2, "scale_rewards": "none", "micro_batch": 1}})
-    with Scorer(config) as scorer:
+    with Scorer(config, tmp_path) as scorer:
         rows = [scorer.played(trajectory) for trajectory in (long, short)]
     # Final emotions 75 and 5: over dialogues the mean is 0.4; over the eleven turn rows it would be 0.69.
     assert [row.total for row in rows] == [0.75, 0.05]

@@ -1,0 +1,240 @@
+"""A dialogue's total: the config's rewards by weight, less what a closed gate voids, from models or from the record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from envs.cards import Language
+from envs.errors import InputError
+from envs.models.model_client import ModelClient
+from envs.trajectory import Score, Stop, Trajectory
+from rewards.certificate import Certificate
+from rewards.gates import GateVerdict, check_gates, gated_emotions
+from rewards.judge import Judge
+from rewards.judgments import JudgeRules, Judgment, judgment_line, read_judgments
+from rewards.registry import REWARDS
+from rewards.reward import Reward, weighted_total
+from rewards.rubric import Rubric, load_rubric, rubric_file
+from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source
+from trainers.config import RunConfig
+from trainers.reward_config import Gates, JudgeTerm
+from trainers.run_files import append_lines
+
+RUBRIC = "rubric-"
+GATES = "gates"
+JUDGMENTS = "judgments"  # folder of a run: one file a rubric, one line a dialogue
+Views = Callable[[JudgeTerm], tuple[Sequence[str], Callable[[], Sequence[ModelClient]]]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores dialogues: every reward, the gates, and the total, which is None where a weighted part is."""
+
+    terms: tuple[tuple[Reward, float], ...]
+    gates: Gates
+
+    async def __call__(self, trajectory: Trajectory) -> Score:
+        """The score named "total", with its parts as they count."""
+        parts = [await reward.score(trajectory) for reward, _ in self.terms]
+        weights, blind = [weight for _, weight in self.terms], False
+        if self.gates.all:
+            verdicts = check_gates(trajectory, language_of(trajectory), self.gates.all)
+            counting = [verdict for verdict in verdicts if verdict.gate in self.gates.names]
+            blind = any(verdict.closed is None for verdict in counting)
+            if closed := [verdict for verdict in counting if verdict.closed]:
+                parts = [_voided(part, trajectory, closed) for part in parts]
+            parts.append(_gate_score(verdicts, counting))
+            weights.append(0.0)
+        return Score(
+            name="total",
+            value=None if blind else weighted_total(parts, weights),
+            evidence="; ".join(f"{part.name}: {part.evidence}" for part in parts),
+            per_turn=parts[0].per_turn if len(self.terms) == 1 and not blind else None,
+            parts=tuple(parts) if len(parts) > 1 else (),
+        )
+
+
+def language_of(trajectory: Trajectory) -> Language:
+    """The language of a dialogue: its card's id begins with it."""
+    return "zh" if trajectory.card_id.startswith("zh-") else "en"
+
+
+def _voided(part: Score, trajectory: Trajectory, closed: Sequence[GateVerdict]) -> Score:
+    """A part after a gate closed: the emotion counts at most its start, every other reward nothing.
+
+    If another reward counted on, it could buy back what the gate took.
+    """
+    if part.value is None:
+        return part
+    said = f"{part.evidence}; void ({part.value:g}): {'; '.join(map(_told, closed))}"
+    if part.name != "emotion":
+        none = None if part.per_turn is None else tuple(0.0 for _ in part.per_turn)
+        return part.model_copy(update={"value": 0.0, "per_turn": none, "evidence": said})
+    emotions = gated_emotions(trajectory, closed)
+    changes = tuple((after - before) / 100 for before, after in pairwise(emotions))
+    return part.model_copy(update={"value": emotions[-1] / 100, "per_turn": changes, "evidence": said})
+
+
+def _gate_score(verdicts: Sequence[GateVerdict], counting: Sequence[GateVerdict]) -> Score:
+    """1: every gate that counts passed on every reply, 0: one closed, None: one could not be judged."""
+    closed, unknown = ([v for v in verdicts if v.closed is state] for state in (True, None))
+    states = {verdict.closed for verdict in counting}
+    value = 0.0 if True in states else None if None in states else 1.0
+    told = "; ".join([*map(_told, closed), *(f"{v.gate} at turn {v.turn + 1}: {v.cause}" for v in unknown)])
+    return Score(name=GATES, value=value, evidence=told or "every gate passed")
+
+
+def _told(verdict: GateVerdict) -> str:
+    return f"{verdict.gate} closed at turn {verdict.turn + 1} ({verdict.cause}): “{verdict.evidence}”"
+
+
+def judges_of(config: RunConfig, folder: Path | None = None) -> dict[str, tuple[JudgeTerm, Judge]]:
+    """The config's judges by the name of their reward; ``folder``: a run, whose own copies of the rubrics are read.
+
+    Raises InputError for a rubric that is wrong or named twice.
+    """
+    found: dict[str, tuple[JudgeTerm, Judge]] = {}
+    for place, term in enumerate(config.judges):
+        copy = folder / rubric_copy(place) if folder else None
+        rubric = load_rubric(str(copy) if copy and copy.exists() else term.rubric)
+        name = RUBRIC + rubric.name
+        if name in found:
+            raise InputError(f"judges.{place}.rubric: {rubric.name} is named twice; keep one and add its models there")
+        found[name] = term, Judge(rubric, _rules(term, config.run.seed))
+    return found
+
+
+def _rules(term: JudgeTerm, seed: int) -> JudgeRules:
+    try:
+        return JudgeRules(
+            seed=seed,
+            samples=term.samples,
+            attempts=term.attempts,
+            temperature=term.temperature,
+            max_tokens=term.max_tokens,
+            longest_quote=term.longest_text,
+            longest_reason=term.longest_text,
+        )
+    except ValueError as error:
+        raise InputError(f"judges: {term.rubric}: {error}") from error
+
+
+def check_rewards(config: RunConfig) -> None:
+    """Raises InputError for a reward, judge or certificate that isn't there, and one that can carry no weight."""
+    judges = judges_of(config)
+    known = [*REWARDS, *judges]
+    for term in config.rewards:
+        if term.name not in known:
+            remedy = "; a judge's rubric stands under judges" if term.name.startswith(RUBRIC) else ""
+            raise InputError(f"rewards: there is no reward named {term.name!r}; known: {', '.join(known)}{remedy}")
+    weights = {term.name: term.weight for term in config.rewards}
+    for name, (term, judge) in judges.items():
+        certificates(term.certificates)
+        if weights.get(name) and not term.certificates and not term.uncertified:
+            raise InputError(
+                f"judges: {judge.rubric.name} has a weight under rewards and no certificate: nothing says that this "
+                "judge agrees with people. Certify it (attune judge certify) and name the file under certificates; or "
+                "give it weight 0, which logs it; or set uncertified: true, which the model card repeats"
+            )
+    if (watching := config.watch.judge) and (watching not in judges or weights.get(watching)):
+        raise InputError(f"watch.judge: {watching!r} must be a judge under judges (rubric-NAME) that carries no weight")
+    if config.dead_signals.pairwise and (unknown := sorted({*config.dead_signals.pairwise} - judges.keys())):
+        raise InputError(f"dead_signals.pairwise: {unknown[0]!r} is no judge under judges (rubric-NAME)")
+
+
+def certificates(paths: Sequence[Path]) -> list[Certificate]:
+    """Certificates, their signatures checked. Raises InputError."""
+    return [Certificate.load(path) for path in paths]
+
+
+def rubric_copy(place: int) -> Path:
+    """Where a run keeps the rubric of its judge at ``place``."""
+    return Path("judges") / f"{place}-rubric.yaml"
+
+
+def certificate_copy(place: int, number: int) -> Path:
+    """Where a run keeps a certificate of its judge at ``place``."""
+    return Path("judges") / f"{place}-certificate-{number}.json"
+
+
+def judge_files(config: RunConfig) -> dict[str, str]:
+    """The rubrics and certificates that a run keeps, {path in its folder: text}."""
+    files: dict[str, str] = {}
+    for place, term in enumerate(config.judges):
+        files[rubric_copy(place).as_posix()] = rubric_file(term.rubric).read_text(encoding="utf-8")
+        for number, path in enumerate(term.certificates):
+            files[certificate_copy(place, number).as_posix()] = path.read_text(encoding="utf-8")
+    return files
+
+
+def live_scoring(config: RunConfig, views: Views, folder: Path | None) -> Scoring:
+    """Scoring that asks judges. ``views``: a judge's model names, and what makes views of them for one dialogue.
+
+    A judgment is written below ``folder`` before it is scored; None: it is not kept.
+    """
+    rewards: dict[str, Reward] = {}
+    for name, (term, judge) in judges_of(config).items():
+        names, models = views(term)
+        file = judgments_file(folder, judge.rubric) if folder else None
+
+        def keep(judgment: Judgment, file: Path | None = file) -> None:
+            if file:
+                file.parent.mkdir(exist_ok=True)
+                append_lines(file, [judgment_line(judgment)])
+
+        find = AskedJudgments(judge, lambda trajectory, models=models: models(), language_of, keep)
+        rewards[name] = _rubric_reward(config, term, judge, find, names, term.certificates)
+    return Scoring(_terms(config, rewards), config.gates)
+
+
+def watching_judge(config: RunConfig, views: Views) -> Reward:
+    """The watch's judge, which gives no reward: its axes count by the rubric's own weights, certified or not."""
+    term, judge = judges_of(config)[str(config.watch.judge)]
+    names, models = views(term)
+    find = AskedJudgments(judge, lambda trajectory: models(), language_of, lambda judgment: None)
+    return RubricReward(judge, find, names, config.cards.languages, uncertified=True)
+
+
+def recorded_scoring(config: RunConfig, folder: Path) -> Scoring:
+    """Scoring from what ``folder`` holds: judgments are read, and made again from their raw answers. No model."""
+    rewards: dict[str, Reward] = {}
+    for place, (name, (term, judge)) in enumerate(judges_of(config, folder).items()):
+        file = judgments_file(folder, judge.rubric)
+        judgments: Mapping[str, Judgment] = read_judgments(file) if file.exists() else {}
+        names = sorted({model for judgment in judgments.values() for model in judgment.models})
+        find = RecordedJudgments(judgments, judge.rubric)
+        kept = [folder / certificate_copy(place, number) for number in range(len(term.certificates))]
+        rewards[name] = _rubric_reward(config, term, judge, find, names, kept)
+    return Scoring(_terms(config, rewards), config.gates)
+
+
+def judgments_file(folder: Path, rubric: Rubric) -> Path:
+    """Where a run keeps the judgments by a rubric."""
+    return folder / JUDGMENTS / f"{rubric.name}.jsonl"
+
+
+def _rubric_reward(
+    config: RunConfig, term: JudgeTerm, judge: Judge, find: Source, models: Sequence[str], paths: Sequence[Path]
+) -> RubricReward:
+    known = certificates(paths)
+    return RubricReward(judge, find, models, config.cards.languages, known, uncertified=term.uncertified)
+
+
+def _terms(config: RunConfig, rubrics: Mapping[str, Reward]) -> tuple[tuple[Reward, float], ...]:
+    """The rewards with their weights; a judge that is not named as a reward, and is not the watch's, is only logged."""
+    terms = [(rubrics.get(term.name) or REWARDS[term.name](), term.weight) for term in config.rewards]
+    named = {*(term.name for term in config.rewards), config.watch.judge}
+    return tuple([*terms, *((reward, 0.0) for name, reward in rubrics.items() if name not in named)])
+
+
+async def score_row(trajectory: Trajectory, reward: Callable[[Trajectory], Awaitable[Score]]) -> Score:
+    """The score of a dialogue; a failed one, and one whose scoring fails, has none."""
+    if trajectory.stop is Stop.ERROR:
+        return Score(name="total", value=None, evidence=f"the dialogue failed: {trajectory.error}")
+    try:
+        return await reward(trajectory)
+    except Exception as error:  # what can't be scored is data, whatever made it fail
+        return Score(name="total", value=None, evidence=f"scoring failed: {type(error).__name__}: {error}")
