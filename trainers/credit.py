@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -60,29 +60,27 @@ class GroupRelative:
 class GroupDecoupled:
     """Each reward measured against its group before they are added by weight (GDPO: see ``rewards.combine``).
 
-    ``weights`` by the reward's name; a part of a total that stands not in it has none.
+    ``weights`` (rewards,), in the order of each row's scores; further parts of a total have none.
     """
 
     group_size: int
-    weights: Mapping[str, float]
+    weights: tuple[float, ...]
 
     def of(self, scores: Sequence[Score]) -> Credit:
         """Advantages (B,) of the parts of ``scores`` (B,); a row whose total could not be measured gets 0."""
-        return self.assign([_measured(row, score) for row, score in zip(row_parts(scores), scores, strict=True)])
+        rows = [_measured(row, score) for row, score in zip(row_parts(scores), scores, strict=True)]
+        return self.assign([row[: len(self.weights)] for row in rows])
 
     def assign(self, rows: Sequence[Sequence[Score]]) -> Credit:
         """Advantages (B,) of each row's scores. Raises ValueError when rows, groups and weights don't fit."""
-        advantages = decoupled_advantages(rows, self._in_order(rows), self.group_size)
-        flat = flat_groups(rows, self._in_order(rows), self.group_size)
+        advantages = decoupled_advantages(rows, self.weights, self.group_size)
+        flat = flat_groups(rows, self.weights, self.group_size)
         return Credit(tuple(advantages), groups=len(rows) // self.group_size, groups_without_variance=flat)
 
     def assign_turns(self, rows: Sequence[Sequence[Score]], turns: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Advantages of each of a row's ``turns`` (B,), with returns where a score has shares for each turn."""
-        advantages = decoupled_turn_advantages(rows, self._in_order(rows), self.group_size, turns)
+        advantages = decoupled_turn_advantages(rows, self.weights, self.group_size, turns)
         return tuple(tuple(row) for row in advantages)
-
-    def _in_order(self, rows: Sequence[Sequence[Score]]) -> list[float]:
-        return [self.weights.get(score.name, 0.0) for score in rows[0]] if rows else []
 
 
 def _measured(row: Sequence[Score], total: Score) -> Sequence[Score]:
@@ -91,9 +89,9 @@ def _measured(row: Sequence[Score], total: Score) -> Sequence[Score]:
 
 
 def row_parts(scores: Sequence[Score]) -> list[tuple[Score, ...]]:
-    """Each row's parts (B,), the same in every row: a row that was not scored has them without a value. Of scores that
-    have no parts, each is its own."""
+    """Each row's parts (B,), the same in every row: a row that was not scored has them without a value. A total without
+    parts is its own."""
     names = next(([part.name for part in score.parts] for score in scores if score.parts), None)
     if names is None:
-        return [(score,) for score in scores]
+        return [(score.model_copy(update={"name": "total"}),) for score in scores]
     return [score.parts or tuple(Score(name=name, value=None) for name in names) for score in scores]

@@ -74,8 +74,7 @@ def credit_assigner(config: RunConfig) -> CreditAssigner:
     """The config's way from scores to advantages."""
     size, trainer = config.trainer.dialogues_per_card, config.trainer
     if trainer.combine == "decoupled":
-        weights = {term.name: term.weight for term in config.rewards}
-        return GroupDecoupled(size, weights)
+        return GroupDecoupled(size, tuple(term.weight for term in config.rewards))
     return GroupRelative(size, trainer.scale_rewards)
 
 

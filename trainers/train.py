@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -96,7 +96,7 @@ def train(
     """Train and return the folder of the final adapter. ``on_step`` sees each line of metrics.jsonl as it is written.
 
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
-    advantages, None: group-relative by the settings. ``watcher``: who watches, None: nobody.
+    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -105,19 +105,7 @@ def train(
         raise InputError("cards: none to train on; check cards.paths, cards.languages and cards.train_split")
     args = training_arguments(settings, run_dir)
     checkpoint = prepare_run_dir(run_dir, resume, args)
-    worker = RolloutWorker(
-        server=server,
-        templates=templates,
-        sampling=settings.sampling,
-        cards={card.id: card for card in cards},
-        spec=spec,
-        make_client=make_client,
-        reward=reward,
-        seed=settings.seed,
-        group_size=settings.group_size,
-        concurrency=settings.concurrency,
-        deadline_seconds=settings.deadline_seconds,
-    )
+    played = {"server": server, "templates": templates, "spec": spec, "make_client": make_client, "reward": reward}
     if watcher:
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
@@ -127,7 +115,7 @@ def train(
             train_dataset=Dataset.from_dict({"prompt": card_schedule([card.id for card in cards], settings)}),
             processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
-            worker=worker,
+            worker=_worker(settings, cards, **played),
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
             watcher=watcher,
             server=server,
@@ -141,6 +129,18 @@ def train(
         write_adapter(trainer, run_dir / FINAL_ADAPTER)
         trainer.vllm_generation.close()
     return run_dir / FINAL_ADAPTER
+
+
+def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any) -> RolloutWorker:
+    return RolloutWorker(
+        cards={card.id: card for card in cards},
+        sampling=settings.sampling,
+        seed=settings.seed,
+        group_size=settings.group_size,
+        concurrency=settings.concurrency,
+        deadline_seconds=settings.deadline_seconds,
+        **played,
+    )
 
 
 def card_schedule(card_ids: Sequence[str], settings: TrainSettings) -> list[str]:

@@ -143,7 +143,7 @@ def test_a_temperature_over_nought_is_refused_without_a_retest() -> None:
 # "Group statistics are taken over turn rows, so long dialogues weigh more"
 
 
-def test_a_long_dialogue_weighs_no_more_in_its_group_than_a_short_one() -> None:
+def test_a_long_dialogue_weighs_no_more_in_its_group_than_a_short_one(tmp_path) -> None:
     spec = spec_with("sage-v1", {"start_emotion": 15})
     long = talk(spec, both(AnsweringModel(lambda turn: 6)))
     short = talk(spec, both(AnsweringModel(lambda turn: -10)))
