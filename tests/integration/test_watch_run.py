@@ -111,3 +111,14 @@ def test_a_clean_run_trips_nothing(model_dir: Path, tmp_path: Path, seed: int) -
     run(model_dir, tmp_path, watched, replace(CLEAN, seed=seed))
     assert len(watched.rewards) == 20
     assert [alarm.text for alarm in watched.alarms] == []
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_learns_as_fast_from_the_client_is_told_of_its_language_but_not_halted(
+    model_dir: Path, tmp_path: Path, seed: int
+) -> None:
+    watched = Watched(emotion_reward, letters)
+    run(model_dir, tmp_path, watched, replace(SETTINGS, seed=seed))
+    assert watched.rewards[-1] > watched.rewards[0] + 0.05
+    assert {alarm.moved[0].what for alarm in watched.alarms} == {"kl"} and not any(a.halt for a in watched.alarms)
