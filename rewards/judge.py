@@ -152,12 +152,20 @@ class Judge:
         replies = _replies(judged)
 
         def make_prompt(problems: Sequence[str]) -> tuple[ChatMessage, ...]:
-            return rating_prompt(self.rubric, language, shown, fence, self.rules.longest_quote, problems)
+            return rating_prompt(self.rubric, language, shown, fence, self._longest_quote, problems)
 
-        schema = rating_schema(self.rubric, self.rules.longest_quote, self.rules.longest_reason)
-        return _Question(
-            "rate", language, schema, make_prompt, lambda raw: read_rating(raw, self.rubric, replies), _no_level
-        )
+        count = len(replies) if self.rules.evidence == "number" else None
+        schema = rating_schema(self.rubric, self.rules.longest_quote, self.rules.longest_reason, count)
+
+        def read(raw: str) -> dict[str, Reading]:
+            return read_rating(raw, self.rubric, replies, self.rules.evidence)
+
+        return _Question("rate", language, schema, make_prompt, read, _no_level)
+
+    @property
+    def _longest_quote(self) -> int | None:
+        """Characters of a quote; None where a reply is named by its number."""
+        return None if self.rules.evidence == "number" else self.rules.longest_quote
 
     def _pairing(
         self, talks: tuple[Sequence[Message], Sequence[Message]], fence: str, language: Language
@@ -165,12 +173,15 @@ class Judge:
         replies = _replies(talks[0]), _replies(talks[1])
 
         def make_prompt(problems: Sequence[str]) -> tuple[ChatMessage, ...]:
-            return pair_prompt(self.rubric, language, talks, fence, self.rules.longest_quote, problems)
+            return pair_prompt(self.rubric, language, talks, fence, self._longest_quote, problems)
 
-        schema = pair_schema(self.rubric, self.rules.longest_quote, self.rules.longest_reason)
-        return _Question(
-            "compare", language, schema, make_prompt, lambda raw: read_pair(raw, self.rubric, replies), _no_side
-        )
+        counts = (len(replies[0]), len(replies[1])) if self.rules.evidence == "number" else None
+        schema = pair_schema(self.rubric, self.rules.longest_quote, self.rules.longest_reason, counts)
+
+        def read(raw: str) -> dict[str, PairReading]:
+            return read_pair(raw, self.rubric, replies, self.rules.evidence)
+
+        return _Question("compare", language, schema, make_prompt, read, _no_side)
 
     async def _opinion(
         self, question: _Question[Reading], model: ModelClient, turn: int | None, sample: int

@@ -64,7 +64,7 @@ def rating_prompt(
     language: Language,
     messages: Sequence[Message],
     fence: str,
-    longest_quote: int,
+    longest_quote: int | None,
     problems: Sequence[str],
 ) -> tuple[ChatMessage, ...]:
     """Asks for a level on each axis: of the whole talk, or of its last message where the rubric is about a turn."""
@@ -89,7 +89,7 @@ def pair_prompt(
     language: Language,
     talks: tuple[Sequence[Message], Sequence[Message]],
     fence: str,
-    longest_quote: int,
+    longest_quote: int | None,
     problems: Sequence[str],
 ) -> tuple[ChatMessage, ...]:
     """Asks which of two talks is better on each axis, in the order in which they are given."""

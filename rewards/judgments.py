@@ -21,7 +21,7 @@ from envs.models.calls import Call
 from envs.models.model_client import Answer, Ask, ModelError
 from envs.trajectory import Record, Trajectory
 from rewards.rubric import Rubric
-from rewards.verdicts import Cause, PairReading, Reading
+from rewards.verdicts import Cause, Evidence, PairReading, Reading
 
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -30,7 +30,9 @@ Causes = dict[Cause, int]
 
 class JudgeRules(Record):
     """How a judge is asked. ``samples``: how often each model, with a seed each; ``attempts``: how often one sample is
-    asked for at most; ``longest_quote`` and ``longest_reason`` in characters, ``max_tokens`` of a whole answer."""
+    asked for at most; ``longest_quote`` and ``longest_reason`` in characters, ``max_tokens`` of a whole answer.
+    ``evidence``: the words that a verdict rests on ("quote"), or the number of the reply ("number"), which asks less of
+    a model and shows less of why."""
 
     seed: int = 0
     samples: Count = 1
@@ -39,6 +41,7 @@ class JudgeRules(Record):
     max_tokens: Count = 2048
     longest_quote: Annotated[int, Field(ge=20, le=1000)] = 200
     longest_reason: Annotated[int, Field(ge=20, le=1000)] = 240
+    evidence: Evidence = "quote"
 
     @model_validator(mode="after")
     def _samples_differ(self) -> JudgeRules:

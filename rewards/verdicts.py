@@ -26,6 +26,7 @@ LEAST_WORDS = 3  # words, or Han characters, of a quote that is not a whole mess
 LONGEST_TEXT = 2_000  # characters of a quote or a reason, whatever was asked for
 QUOTES = str.maketrans(dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»「」『』", '"'))
 Side = Literal["first", "second", "tie"]
+Evidence = Literal["quote", "number"]
 
 
 class Cause(StrEnum):
@@ -76,18 +77,29 @@ class _Unusable(Exception):
         self.cause = cause
 
 
-def rating_schema(rubric: Rubric, longest_quote: int, longest_reason: int) -> dict[str, Any]:
-    """The JSON schema of an answer that rates; lengths in characters. Evidence comes before the level it leads to."""
+def rating_schema(
+    rubric: Rubric, longest_quote: int, longest_reason: int, replies: int | None = None
+) -> dict[str, Any]:
+    """The JSON schema of an answer that rates; lengths in characters. Evidence comes before the level it leads to:
+    a quote, or, of so many ``replies``, the number of one (None: a quote)."""
     level = {"type": "integer", "minimum": rubric.scale.low, "maximum": rubric.scale.high}
-    fields = {"evidence": _text(longest_quote), "reason": _text(longest_reason), "level": level}
+    evidence = _evidence_schema(longest_quote, replies)
+    fields = {"evidence": evidence, "reason": _text(longest_reason), "level": level}
     return _object({axis.name: _object(fields) for axis in rubric.axes})
 
 
-def pair_schema(rubric: Rubric, longest_quote: int, longest_reason: int) -> dict[str, Any]:
-    """The JSON schema of an answer that compares two talks."""
-    fields = {"first": _text(longest_quote), "second": _text(longest_quote), "reason": _text(longest_reason)}
+def pair_schema(
+    rubric: Rubric, longest_quote: int, longest_reason: int, replies: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """The JSON schema of an answer that compares two talks; ``replies`` as above, of each talk."""
+    first, second = (_evidence_schema(longest_quote, count) for count in replies or (None, None))
+    fields = {"first": first, "second": second, "reason": _text(longest_reason)}
     better = {"type": "string", "enum": ["first", "second", "tie"]}
     return _object({axis.name: _object(fields | {"better": better}) for axis in rubric.axes})
+
+
+def _evidence_schema(longest_quote: int, replies: int | None) -> dict[str, Any]:
+    return _text(longest_quote) if replies is None else {"type": "integer", "minimum": 1, "maximum": replies}
 
 
 def _text(longest: int) -> dict[str, Any]:
@@ -98,9 +110,12 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def read_rating(raw: str, rubric: Rubric, replies: Sequence[str]) -> dict[str, Reading]:
+def read_rating(raw: str, rubric: Rubric, replies: Sequence[str], evidence: Evidence = "quote") -> dict[str, Reading]:
     """A reading for each axis of the rubric. ``replies``: the supporter's words that may be quoted, as the judge saw
-    them. Raises BadAnswer, whose ``word`` is a Cause, when the answer can't be used for any axis."""
+    them; with ``evidence`` "number" the reply that is named stands as the quote.
+
+    Raises BadAnswer, whose ``word`` is a Cause, when the answer can't be used for any axis.
+    """
     data = _answer(raw, rubric, replies)
     found: dict[str, Reading] = {}
     for axis in rubric.axes:
@@ -108,14 +123,16 @@ def read_rating(raw: str, rubric: Rubric, replies: Sequence[str]) -> dict[str, R
             fields = _fields(data, axis.name, ("evidence", "reason", "level"))
             level = _level(fields["level"], rubric.scale)
             _required_text(fields["reason"])
-            evidence = _quote(fields["evidence"], replies, earns=level > rubric.scale.low)
-            found[axis.name] = Reading(level=level, evidence=evidence)
+            quote = _quote(_named(fields["evidence"], replies, evidence), replies, earns=level > rubric.scale.low)
+            found[axis.name] = Reading(level=level, evidence=quote)
         except _Unusable as error:
             found[axis.name] = Reading(cause=error.cause)
     return found
 
 
-def read_pair(raw: str, rubric: Rubric, replies: tuple[Sequence[str], Sequence[str]]) -> dict[str, PairReading]:
+def read_pair(
+    raw: str, rubric: Rubric, replies: tuple[Sequence[str], Sequence[str]], evidence: Evidence = "quote"
+) -> dict[str, PairReading]:
     """A reading for each axis of two talks, in the order in which they were shown. Raises BadAnswer."""
     data = _answer(raw, rubric, [*replies[0], *replies[1]])
     found: dict[str, PairReading] = {}
@@ -125,7 +142,7 @@ def read_pair(raw: str, rubric: Rubric, replies: tuple[Sequence[str], Sequence[s
             better = _side(fields["better"])
             _required_text(fields["reason"])
             quotes = tuple(
-                _quote(fields[side], said, earns=better == side)
+                _quote(_named(fields[side], said, evidence), said, earns=better == side)
                 for side, said in zip(("first", "second"), replies, strict=True)
             )
             found[axis.name] = PairReading(better=better, evidence=(quotes[0], quotes[1]))
@@ -196,6 +213,19 @@ def _required_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_TEXT:
         raise _Unusable(Cause.WRONG_TYPE)
     return value
+
+
+def _named(value: Any, replies: Sequence[str], evidence: Evidence) -> Any:
+    """The evidence as a text: itself, or the reply whose number it is, from 1."""
+    if evidence == "quote":
+        return value
+    if isinstance(value, bool):
+        raise _Unusable(Cause.BOOLEAN)
+    if not isinstance(value, int):
+        raise _Unusable(Cause.WRONG_TYPE)
+    if not 1 <= value <= len(replies):
+        raise _Unusable(Cause.OUT_OF_RANGE)
+    return replies[value - 1]
 
 
 def _quote(value: Any, replies: Sequence[str], earns: bool) -> str:

@@ -34,6 +34,9 @@ class JudgeTerm(Section):
     longest_text: Annotated[int, Field(ge=20, le=1000)] = Field(
         default=240, description="Longest reason and quote in an answer, in characters."
     )
+    evidence: Literal["quote", "number"] = Field(
+        default="quote", description="What a verdict names: words of a reply, or, for weak models, the reply's number."
+    )
     certificates: list[Path] = Field(
         default=[], description="Certificates (attune judge certify): an axis that none of them covers has no weight."
     )

@@ -23,6 +23,7 @@ from trainers.samples import Sample, blank_sample, build_sample
 from trainers.scoring import score_row
 from trainers.usage import DialogueUsage, usage_of
 
+LONGEST_REASON = 400  # characters of why a dialogue has no total, in a message
 Reward = Callable[[Trajectory], Awaitable[Score]]
 
 
@@ -129,6 +130,13 @@ def check_budget(rows: Sequence[Mapping[str, Any]], step: int, budget: float) ->
             )
 
 
+def why_unscored(score: Score) -> str:
+    """The evidence of the parts without a value; of a score without parts its own. Short enough for a message."""
+    told = [f"{part.name}: {part.evidence}" for part in score.parts if part.value is None]
+    text = "; ".join(told) or score.evidence
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
 def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
     """What the step's metrics need of one row; small, since every rank sends its own."""
     replies = [turn.supporter for turn in trajectory.turns]
@@ -136,7 +144,7 @@ def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
         "failed": trajectory.stop is Stop.ERROR,
         "score": score,
         "total": score.value,
-        "evidence": score.evidence,
+        "evidence": why_unscored(score),
         "final_emotion": trajectory.final_emotion,
         "turns": len(replies),
         "replies": [reply.text for reply in replies],

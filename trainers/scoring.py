@@ -117,6 +117,7 @@ def _rules(term: JudgeTerm, seed: int) -> JudgeRules:
             max_tokens=term.max_tokens,
             longest_quote=term.longest_text,
             longest_reason=term.longest_text,
+            evidence=term.evidence,
         )
     except ValueError as error:
         raise InputError(f"judges: {term.rubric}: {error}") from error

@@ -25,6 +25,7 @@ from rewards.verdicts import Cause
 from scripts.attune import app
 from trainers.client_config import ServedModel
 from trainers.config import RunConfig
+from trainers.reward_config import JudgeTerm
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,6 +78,14 @@ def test_the_page_on_played_clients_names_every_key_of_a_model_with_its_default_
     described |= {f"endpoint.{key}": json.dumps(value) for key, value in keys_and_defaults(endpoint)}
     described |= {"endpoint.base_url": "required", "endpoint.model": "required"}
     assert written == {key: NONE if value == "null" else value for key, value in described.items()}
+
+
+def test_the_page_on_judges_names_every_key_of_a_judge_with_its_default_and_no_other() -> None:
+    section = page("docs/judges.md").split("## In a run")[1].split("\n## ")[0]
+    written = {key.strip("`"): default.strip("`") for key, default, _ in rows(section, 3)}
+    fields = JudgeTerm.model_fields.items()
+    defaults = {name: "required" if field.is_required() else json.dumps(field.default) for name, field in fields}
+    assert written == {name: NONE if default == "null" else default for name, default in defaults.items()}
 
 
 def test_every_key_that_a_page_names_exists() -> None:

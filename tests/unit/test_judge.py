@@ -58,6 +58,26 @@ def by_evidence(levels_of: dict[str, int]) -> Says:
 # What is asked
 
 
+def test_a_weak_model_may_name_a_reply_by_its_number_which_then_stands_as_the_quote() -> None:
+    judge = Judge(rubric(), JudgeRules(evidence="number"))
+    answer = json.dumps({"warmth": rating(4, 2), "sense": rating(2, 1)})
+    model = in_turn(answer)
+    judgment = judged(judge, dialogue(), model)
+    assert levels(judgment) == {"warmth": 4, "sense": 2}
+    assert [axis.evidence for axis in judgment.verdicts[0].axes] == [(REPLIES[1],), (REPLIES[0],)]
+    evidence = model.asked[0].answer_schema["properties"]["warmth"]["properties"]["evidence"]
+    assert evidence == {"type": "integer", "minimum": 1, "maximum": 2}
+    assert "the number of the supporter's reply" in model.asked[0].messages[0].content
+    for wrong, cause in (
+        (0, Cause.OUT_OF_RANGE),
+        (3, Cause.OUT_OF_RANGE),
+        (True, Cause.BOOLEAN),
+        ("1", Cause.WRONG_TYPE),
+    ):
+        readings = read_rating(json.dumps({"warmth": rating(4, wrong)}), rubric(), REPLIES, "number")
+        assert readings["warmth"].cause is cause
+
+
 def test_the_rubric_stands_in_the_system_message_and_the_talk_in_the_user_message() -> None:
     model = in_turn(rated())
     judged(Judge(TWO), dialogue(), model)
