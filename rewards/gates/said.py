@@ -36,7 +36,9 @@ def listen(messages: Sequence[Message], position: int, patterns: Patterns) -> Sa
     cleaned = "\n".join(clean(part) for part in slices(reply))
     lexicon = load_lexicon(patterns.language)
     sentences = [
-        sentence for part in slices(_blank_quotes(cleaned, client, patterns)) for sentence in read(part, lexicon).sentences
+        sentence
+        for part in slices(_blank_quotes(cleaned, client, patterns))
+        for sentence in read(part, lexicon).sentences
     ]
     return Said(
         sentences=tuple(sentence.plain for sentence in sentences),
