@@ -18,7 +18,7 @@ from envs.client_spec import ClientSpec
 from envs.errors import RunError
 from envs.hashing import content_hash
 from trainers.assembly import LORA_RANKS
-from trainers.client_config import BOOTSTRAP
+from trainers.client_config import BOOTSTRAP, ModelSource
 from trainers.config import RunConfig
 from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation
 from trainers.language import LANGUAGE, LanguageMeasures
@@ -141,6 +141,8 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
         seed=run.config.run.seed,
         **{part: getattr(run.config, part) for part in ("lora", "trainer", "policy", "rewards")},
         **{part: run.provenance.get(part) for part in ("packages", "python", "code")},
+        judges=_judges(run.config),
+        gates=run.config.gates.names,
         spec=run.spec,
         trained_with=run.trained_with,
         bootstrapped=run.config.policy.model == BOOTSTRAP,
@@ -164,6 +166,21 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
             "manifest": file_hash(run.folder / MANIFEST),
         },
     )
+
+
+def _judges(config: RunConfig) -> list[dict[str, Any]]:
+    """The judges whose rubrics carried weight: rubric, names of the models, whether they did without a certificate."""
+    weights = {term.name: term.weight for term in config.rewards}
+    return [
+        {"rubric": name, "models": [_source_name(one) for one in judge.models], "uncertified": judge.uncertified}
+        for judge in config.judges
+        if weights.get(f"rubric-{(name := Path(judge.rubric).stem)}")
+    ]
+
+
+def _source_name(source: ModelSource) -> str:
+    name = source.endpoint.model if source.endpoint else source.serve.model if source.serve else ""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _training(run: RunRecord) -> dict[str, Any]:

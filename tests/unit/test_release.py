@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from envs.hashing import derived_seed
 from envs.trajectory import Trajectory
 from scripts.attune import main
 from trainers import release as release_module
+from trainers.config import RunConfig
 from trainers.evaluation import Comparison, Evaluation, read_trajectories
 from trainers.manifest import MANIFEST, file_hash
-from trainers.model_card import _finding
+from trainers.model_card import _finding, read_run, render
 from trainers.policy_server import Sampled
 from trainers.release import check_nothing_leaks, check_release, portable_config, release
 from trainers.run_folder import RunFolder
@@ -143,6 +145,20 @@ def test_the_card_tells_of_cards_licences_hashes_and_how_to_serve(run: Path, rel
     assert "12 dialogues were played; none broke off." in body
     assert "20 recorded dialogues" in body
     assert "You listen." in body
+
+
+def test_the_card_repeats_that_a_judge_did_without_a_certificate_and_names_the_gates(run: Path) -> None:
+    record = read_run(run, verify_run(run))
+    models = [{"endpoint": {"base_url": "http://h/v1", "model": "m"}}]
+    judge = {"rubric": "kardia", "uncertified": True, "models": models}
+    rewards = [{"name": "emotion"}, {"name": "rubric-kardia"}]
+    gates = {"names": ["crisis", "medical"]}
+    given = record.config.model_dump() | {"judges": [judge], "rewards": rewards, "gates": gates}
+    changed = replace(record, config=RunConfig.model_validate(given))
+    plain, judged = (render(one, folder="x", parameters=1, adapter_hash="0" * 64) for one in (record, changed))
+    assert "No safety gate voided gains." in plain and "judged by" not in plain
+    assert "`rubric-kardia` was judged by m, **without a certificate that this judge agrees with people**" in judged
+    assert "Safety gates that voided a dialogue's gain: crisis, medical." in judged
 
 
 def test_the_card_leaves_nothing_unfilled(released: Path) -> None:
