@@ -8,12 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from envs.cards import Language, Text
-from envs.errors import InputError, describe_validation
 from envs.hashing import content_hash
+from envs.marked_yaml import load_marked
 from envs.models.fence import defuse, fenced, without_thought
 from envs.models.model_client import ChatMessage
 from envs.models.templates import two_messages
@@ -37,14 +36,8 @@ class Words(BaseModel):
 
 @cache
 def words(language: Language) -> Words:
-    """The words of ``language``. Raises InputError naming the file."""
-    path = FOLDER / f"words.{language}.yaml"
-    try:
-        return Words.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: can't be read as YAML: {error}") from error
-    except ValidationError as error:
-        raise InputError(describe_validation(error, str(path))) from error
+    """The words of ``language``. Raises InputError naming the file and the line."""
+    return load_marked(FOLDER / f"words.{language}.yaml", Words)
 
 
 @cache

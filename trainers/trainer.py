@@ -85,6 +85,7 @@ class DialogueTrainer(GRPOTrainer):
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
         self._group_size, self._watcher = worker.group_size, watcher
         self._watched: dict[str, Any] = {}
+        self._watch_seconds = 0.0
         self._log = TrajectoryLog(run_dir / TRAJECTORIES)
         self._rollout: Rollout | None = None
 
@@ -121,16 +122,7 @@ class DialogueTrainer(GRPOTrainer):
             **self._watched,
             "max_logprob_difference": difference,
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
-            "seconds": {
-                "publish": sync.seconds,
-                "rollout": rollout.rollout_seconds,
-                "score": rollout.score_seconds,
-                "likelihoods": time.monotonic()
-                - started
-                - sync.seconds
-                - rollout.rollout_seconds
-                - rollout.score_seconds,
-            },
+            "seconds": self._seconds(rollout, time.monotonic() - started),
         }
         self.rollout_ended = time.monotonic()
         if not difference < self._limits.logprob_tolerance:
@@ -141,12 +133,25 @@ class DialogueTrainer(GRPOTrainer):
             )
         return batch
 
+    def _seconds(self, rollout: Rollout, whole: float) -> dict[str, float]:
+        """Wall clock of each part of a step before the updates; what is left of ``whole`` went into likelihoods."""
+        parts = {
+            "publish": self.vllm_generation.seconds,
+            "rollout": rollout.rollout_seconds,
+            "score": rollout.score_seconds,
+        }
+        if self._watcher:
+            parts["watch"] = self._watch_seconds
+        return parts | {"likelihoods": whole - sum(parts.values())}
+
     def collect(self, card_ids: Sequence[str]) -> Rollout:
         """Run this rank's dialogues for the current step. Raises RunError, on every rank, past a budget."""
         step, first_row = self.rollout_step, self.accelerator.process_index * len(card_ids)
         adapter = self.vllm_generation.name
         if self._watcher:
+            started = time.monotonic()
             self._watched = self._runner.run(self._watcher.measure(step, adapter))
+            self._watch_seconds = time.monotonic() - started
         self._rollout = self._runner.run(
             self._worker.run(card_ids, step, first_row, adapter, self._record_trajectories)
         )

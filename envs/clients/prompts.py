@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from envs.cards import HiddenNeed, Language, PersonaCard, Temperament, Text
-from envs.errors import InputError, describe_validation
+from envs.errors import InputError
 from envs.llm_rules import Band
+from envs.marked_yaml import load_marked
 from envs.models.fence import defuse
 from envs.models.model_client import ChatMessage
 from envs.models.templates import environment, two_messages
@@ -45,14 +45,8 @@ class Words(BaseModel):
 
 @cache
 def words(language: Language) -> Words:
-    """The words of ``language``. Raises InputError naming the file."""
-    path = FOLDER / f"words.{language}.yaml"
-    try:
-        return Words.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: can't be read as YAML: {error}") from error
-    except ValidationError as error:
-        raise InputError(describe_validation(error, str(path))) from error
+    """The words of ``language``. Raises InputError naming the file and the line."""
+    return load_marked(FOLDER / f"words.{language}.yaml", Words)
 
 
 def prompt(stem: str, language: Language, **values: Any) -> tuple[ChatMessage, ChatMessage]:
