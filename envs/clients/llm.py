@@ -204,7 +204,8 @@ class LlmClient:
                 own=self._said,
                 emotions=emotions,
                 known=known,
-                need=None if self._rules.hidden_intention == "may_reveal" else self._need,
+                # Its first line says it; what may follow is how the person takes what fits it.
+                need=None if self._rules.hidden_intention == "may_reveal" else self._need.split("\n")[0],
                 questions=self._rules.questions,
                 longest=self._longest,
             )

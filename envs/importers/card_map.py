@@ -52,7 +52,10 @@ def _slots(given: Any) -> Any:
 
 
 class CardMap(BaseModel):
-    """What becomes of a collection's fields. Fields that are named nowhere are kept in the card's notes."""
+    """What becomes of a collection's fields. Fields that are named nowhere are kept in the card's notes.
+
+    ``tells_need``: words that mark what of a situation gives the hidden need away; see ``convert.parted``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,6 +71,7 @@ class CardMap(BaseModel):
     start_emotion: Slots = ()
     speech: Slots = ()
     risk: Slots = ()
+    tells_need: str | None = None
     leave_out: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     values: dict[str, dict[str, str]] = Field(default_factory=dict)

@@ -146,6 +146,9 @@ def _draft(fields: Fields, card_map: CardMap, origin: Origin, account: _Account)
             if key == "language" and not origin.language:
                 draft[key] = text  # refused with the rest of the card: nobody speaks it here
             fields.forget(key)
+    if card_map.tells_need and "situation" in draft:
+        draft["situation"], told = parted(draft["situation"], card_map.tells_need)
+        draft["need"] = "\n".join(filter(None, [draft.get("need"), told])) or None
     if origin.language:
         draft["language"] = origin.language
     elif "language" not in draft:
@@ -153,6 +156,20 @@ def _draft(fields: Fields, card_map: CardMap, origin: Origin, account: _Account)
     if notes := fields.notes():
         draft["notes"] = notes
     return draft
+
+
+def parted(situation: str, mark: str) -> tuple[str, str]:
+    """A situation without the lines that tell of the hidden need, and those lines.
+
+    They are all lines with ``mark``, and whatever follows the first of them in the second half: stories close with how
+    the person takes what fits their hidden need. A client that speaks must not be told; one that feels is.
+    """
+    lines = situation.split("\n")
+    marked = [number for number, line in enumerate(lines) if mark in line]
+    end = next((number for number in marked if 2 * number >= len(lines)), len(lines))
+    kept = [line for number, line in enumerate(lines[:end]) if number not in marked]
+    told = [line for number, line in enumerate(lines) if number in marked or number >= end]
+    return "\n".join(kept).strip(), "\n".join(told).strip()
 
 
 def value_of(key: str, text: str, card_map: CardMap) -> Any:

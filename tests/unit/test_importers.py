@@ -17,7 +17,7 @@ from envs.card_set import load_cards, persona_text
 from envs.cards import HiddenNeed, PersonaCard, Temperament
 from envs.errors import InputError
 from envs.importers.card_map import MAPS_DIR, load_map
-from envs.importers.convert import Imported, Origin, import_cards, language_of
+from envs.importers.convert import Imported, Origin, import_cards, language_of, parted
 from envs.importers.rows import read_rows
 from tests.unit.foreign_rows import CHARACTER, KARDIA, PATIENT, SAGE_ROW, imported, save
 from tests.unit.recorded import NEED, RLVER, SAGE, line, needs_sage, save_lines
@@ -350,6 +350,23 @@ def test_any_row_becomes_a_card_or_a_reason_and_every_field_is_accounted_for(tmp
         assert use.mapped + use.noted + use.missing <= len(rows) <= use.mapped + use.noted + use.missing + use.left_out
     for card in found.cards:
         assert PersonaCard.model_validate(yaml.safe_load(card_yaml(card))) == card
+
+
+def test_what_of_a_scene_tells_the_hidden_need_is_told_with_the_need_and_not_with_the_situation():
+    scene = "背景\n她很累。\n# 根据隐藏主题的反应\n共情会让她好一些。\n####隐藏主题:\n***你希望对方共情"
+    kept, told = parted(scene, "隐藏主题")
+    assert kept == "背景\n她很累。"
+    assert told == "# 根据隐藏主题的反应\n共情会让她好一些。\n####隐藏主题:\n***你希望对方共情"
+    assert parted("隐藏主题：共情\n一\n二\n三\n四", "隐藏主题") == ("一\n二\n三\n四", "隐藏主题：共情")
+    assert parted("没有标题", "隐藏主题") == ("没有标题", "")
+
+
+@needs_sage
+def test_no_imported_situation_tells_the_hidden_need():
+    for file in (SAGE, RLVER):
+        cards = import_cards(str(file), Origin(kind="sage", source="s", licence="MIT", split="train")).cards
+        assert not [card.id for card in cards if "隐藏主题" in str(card.situation)]
+        assert all(len(str(card.situation)) > 200 and "隐藏主题" in str(card.need) for card in cards)
 
 
 def test_recordings_can_be_imported_as_the_cards_that_they_hold(tmp_path):
