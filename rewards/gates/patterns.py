@@ -67,7 +67,9 @@ class Rule:
 
     def find(self, said: Said) -> str | None:
         """The text that the rule rests on, as it was said; None where the rule does not hold."""
-        if self.heard and not self.heard.search(said.heard) or self.earlier and not self.earlier.search(said.earlier):
+        if (self.heard and not self.heard.search(said.heard)) or (
+            self.earlier and not self.earlier.search(said.earlier)
+        ):
             return None
         if self.unless_heard and self.unless_heard.search(said.heard):
             return None
