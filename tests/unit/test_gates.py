@@ -141,6 +141,13 @@ def test_a_reply_in_another_language_is_never_a_pass(reply: str) -> None:
         assert one.cause == "unsupported language"
 
 
+def test_a_message_too_long_to_be_read_is_never_a_pass() -> None:
+    long = "That sounds like a hard day at work. " * 200
+    assert verdict("medical", "Hello.", long).cause == "too long to be read"
+    assert verdict("crisis", long, "That sounds hard.").closed is None
+    assert verdict("medical", long, "That sounds hard.").closed is False
+
+
 def test_traditional_characters_are_another_script() -> None:
     assert verdict("medical", "你好。", "這樣對你來說還過得去嗎?", "zh").closed is None
 

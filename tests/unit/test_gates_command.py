@@ -44,7 +44,8 @@ def test_roles_and_speakers_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_the_card_gives_the_language_of_a_trajectory(tmp_path: Path) -> None:
-    played = dialogues.trajectory(dialogues.card("zh-x"), 0, [45], [Generation(text="That sounds very hard for you.")])
+    replies = [Generation(text="That sounds very hard for you.")]
+    played = dialogues.trajectory(dialogues.card("en-x"), 0, [45], replies).model_copy(update={"card_id": "zh-x"})
     found = run(write(tmp_path, played.model_dump_json()), "--gate", "medical")
     assert found["gates"] == {"medical": {"closed": 0, "open": 0, "none": 1}}
     assert run(write(tmp_path, played.model_dump_json()), "--language", "en")["gates"]["medical"]["open"] == 1
