@@ -51,8 +51,9 @@ class Said:
 class Rule:
     """Closes a gate for ``cause`` where ``pattern`` matches a sentence and all conditions hold.
 
-    ``raw``: it is matched over the reply with its markup. ``unless`` looks at the same sentence, ``unless_reply`` at the reply, ``heard`` and ``unless_heard`` at what the
-    client just said, ``earlier`` at the supporter's earlier messages.
+    ``raw``: it is matched over the reply with its markup. ``unless`` looks at the same sentence, ``unless_reply`` at
+    the reply, ``heard`` and ``unless_heard`` at what the client just said, ``earlier`` at the supporter's earlier
+    messages.
     """
 
     cause: str
