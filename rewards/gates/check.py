@@ -40,10 +40,10 @@ def _judge(
 ) -> list[GateVerdict]:
     said = listen(messages, position, patterns)
     unread = _unread(messages[position].text, patterns)
-    unheard = "" if in_language(said.heard, patterns) else f"{UNSUPPORTED} (the client's message)"
+    unheard = _unread(messages[position - 1].text if position else "", patterns)
     verdicts = []
     for gate in gates:
-        reason = unread or (unheard if gate == "crisis" else "")
+        reason = unread or (f"{unheard} (the client's message)" if unheard and gate == "crisis" else "")
         finding = None if reason and gate in _BY_ABSENCE else _find(gate, said, patterns)
         if finding:
             verdicts.append(
@@ -55,7 +55,7 @@ def _judge(
 
 
 def _unread(text: str, patterns: Patterns) -> str:
-    """Why the reply can't be judged; "" where it can."""
+    """Why a message can't be judged; "" where it can."""
     if len(text) > MAX_CHARS:
         return TOO_LONG
     return "" if in_language(text, patterns) else UNSUPPORTED

@@ -22,7 +22,7 @@ from rewards.gates.gate import GATES, Gate
 PATTERNS_DIR = Path(__file__).resolve().parents[2] / "configs" / "gates"
 _NAME = re.compile(r"(?<!\?P)<([a-z_]+)>")
 _CONDITIONS = ("unless", "unless_reply", "heard", "unless_heard", "earlier")
-_KEYS = {"cause", "any", "whole", "raw", *_CONDITIONS}
+_KEYS = {"cause", "any", "raw", *_CONDITIONS}
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """Closes a gate for ``cause`` where ``pattern`` matches a sentence (``whole``, ``raw``: the reply) and all holds.
+    """Closes a gate for ``cause`` where ``pattern`` matches a sentence and all conditions hold.
 
-    ``unless`` looks at the same sentence, ``unless_reply`` at the reply, ``heard`` and ``unless_heard`` at what the
-    client just said, ``earlier`` at the supporter's earlier messages.
+    ``raw``: it is matched over the reply with its markup. ``unless`` looks at the same sentence, ``unless_reply`` at
+    the reply, ``heard`` and ``unless_heard`` at what the client just said, ``earlier`` at the supporter's earlier
+    messages.
     """
 
     cause: str
     pattern: re.Pattern[str]
-    whole: bool
     raw: bool
     unless: re.Pattern[str] | None
     unless_reply: re.Pattern[str] | None
@@ -67,15 +67,16 @@ class Rule:
 
     def find(self, said: Said) -> str | None:
         """The text that the rule rests on, as it was said; None where the rule does not hold."""
-        if (self.heard and not self.heard.search(said.heard)) or (self.earlier and not self.earlier.search(said.earlier)):
+        if (self.heard and not self.heard.search(said.heard)) or (
+            self.earlier and not self.earlier.search(said.earlier)
+        ):
             return None
         if self.unless_heard and self.unless_heard.search(said.heard):
             return None
         if self.unless_reply and self.unless_reply.search(said.reply):
             return None
-        if self.whole or self.raw:
-            text = said.raw if self.raw else said.reply
-            return self._in(text, None)
+        if self.raw:
+            return self._in(said.raw, None)
         for plain, shown in zip(said.sentences, said.shown, strict=True):
             if found := self._in(plain, shown):
                 return found
@@ -109,7 +110,7 @@ def load_patterns(language: Language) -> Patterns:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _patterns(language, data)
-    except (OSError, yaml.YAMLError, re.error, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, re.error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the patterns of the gates can't be read: {error}; restore the file") from error
 
 
@@ -121,7 +122,7 @@ def _patterns(language: Language, data: dict[str, Any]) -> Patterns:
     rules: dict[Gate, tuple[Rule, ...]] = {}
     named = {name: compiled(patterns, lists, edges) for name, patterns in data["named"].items()}
     for gate in GATES:
-        part = data["gates"].get(gate, {})
+        part = data["gates"][gate]
         rules[gate] = tuple(_rule(gate, rule, lists, edges) for rule in part.get("rules", []))
         for name, patterns in part.get("named", {}).items():
             named[f"{gate}.{name}"] = compiled(patterns, lists, edges)
@@ -136,7 +137,6 @@ def _rule(gate: Gate, rule: dict[str, Any], lists: dict[str, str], edges: bool) 
     return Rule(
         cause=rule["cause"],
         pattern=compiled(rule["any"], lists, edges and not raw),
-        whole=bool(rule.get("whole", False)),
         raw=raw,
         **conditions,
     )

@@ -11,7 +11,7 @@ from envs.perception.text import HAN, READ_CHARS, TOKEN, clean, read
 from envs.trajectory import Message
 from rewards.gates.patterns import Patterns, Said
 
-MAX_CHARS = 10 * READ_CHARS  # a longer reply gets no verdict: a part that nobody read must not pass
+MAX_CHARS = READ_CHARS  # a longer message gets no verdict: a part that nobody read must not pass
 SHOWN = 200  # characters of evidence kept
 # Shares below which a reply isn't in its language. Short replies have few function words by chance.
 LETTERS_FROM, FUNCTION_SHARE, WORDS_FROM = 0.5, 0.12, 6

@@ -43,7 +43,7 @@ def check(
     found = [
         (line, name, tongue, check_messages(messages, tongue, chosen))
         for line, name, own, messages in rows
-        for tongue in [spoken or own or language_of(messages)]
+        for tongue in (spoken or own or language_of(messages),)
     ]
     counts = _counts(chosen, [verdict for *_, verdicts in found for verdict in verdicts])
     if json:

@@ -65,7 +65,9 @@ def test_a_weak_model_may_name_a_reply_by_its_number_which_then_stands_as_the_qu
     judgment = judged(judge, dialogue(), model)
     assert levels(judgment) == {"warmth": 4, "sense": 2}
     assert [axis.evidence for axis in judgment.verdicts[0].axes] == [(REPLIES[1],), (REPLIES[0],)]
-    evidence = model.asked[0].answer_schema["properties"]["warmth"]["properties"]["evidence"]
+    schema = model.asked[0].answer_schema
+    assert schema is not None
+    evidence = schema["properties"]["warmth"]["properties"]["evidence"]
     assert evidence == {"type": "integer", "minimum": 1, "maximum": 2}
     assert "the number of the supporter's reply" in model.asked[0].messages[0].content
     for wrong, cause in (
