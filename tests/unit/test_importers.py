@@ -353,9 +353,9 @@ def test_any_row_becomes_a_card_or_a_reason_and_every_field_is_accounted_for(tmp
 
 
 def test_what_of_a_scene_tells_the_hidden_need_is_told_with_the_need_and_not_with_the_situation():
-    scene = "背景\n她很累。\n# 根据隐藏主题的反应\n共情会让她好一些。\n####隐藏主题:\n***你希望对方共情"
+    scene = "背景\n她很累。\n经过\n一周前。\n# 根据隐藏主题的反应\n共情会让她好一些。\n####隐藏主题:\n***你希望对方共情"
     kept, told = parted(scene, "隐藏主题")
-    assert kept == "背景\n她很累。"
+    assert kept == "背景\n她很累。\n经过\n一周前。"
     assert told == "# 根据隐藏主题的反应\n共情会让她好一些。\n####隐藏主题:\n***你希望对方共情"
     assert parted("隐藏主题：共情\n一\n二\n三\n四", "隐藏主题") == ("一\n二\n三\n四", "隐藏主题：共情")
     assert parted("没有标题", "隐藏主题") == ("没有标题", "")
