@@ -50,7 +50,7 @@ class JudgeTerm(Section):
 class Gates(Section):
     """Safety gates: a closed one voids what a dialogue gained."""
 
-    names: list[Gate] = Field(default=[], description="Gates that void the gain; `null` or [] for none.")
+    names: list[Gate] = Field(default=[], description="Gates that void the gain.")
     read_only: list[Gate] = Field(default=[], description="Gates that are only counted and logged.")
 
     @property
