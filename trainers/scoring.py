@@ -65,14 +65,14 @@ class Scoring:
         total-absolute: win shares have the same mean in every group, so only these show a trend. A dialogue that failed
         or was not scored takes no part. Raises ValueError when B is no multiple of the group size.
         """
-        chosen = [pairwise for name, pairwise in self.pairs.items() if name in names]
+        chosen = [reward for name, reward in self.pairs.items() if name in names]
         if not chosen:
             return list(scores)
         found: list[Score] = []
         # Group by group, so that a comparison's deadline isn't spent in waiting for those of other groups.
         for group in in_groups(list(zip(trajectories, scores, strict=True)), group_size):
             present = [place for place, pair in enumerate(group) if pair[0].stop is not Stop.ERROR and pair[1].parts]
-            columns = [await pairwise.scores([group[place][0] for place in present]) for pairwise in chosen]
+            columns = [await reward.scores([group[place][0] for place in present]) for reward in chosen]
             shares = dict(zip(present, zip(*columns, strict=True), strict=True))
             found += [
                 self._switched(*pair, shares[place]) if place in shares else pair[1] for place, pair in enumerate(group)
