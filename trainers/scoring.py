@@ -229,7 +229,7 @@ def _check_pairwise(
         if judge.rubric.scope != "dialogue":
             raise InputError(f"dead_signals.pairwise: {name} rates single replies, and only dialogues can be compared")
         if taken := [name + suffix for suffix in (ABSOLUTE, PAIRS) if name + suffix in judges]:
-            raise InputError(f"dead_signals.pairwise: {taken[0]} is what {name} keeps beside it; rename that rubric")
+            raise InputError(f"dead_signals.pairwise: {taken[0]!r} is what {name} keeps beside it; rename that rubric")
         known = certificates(term.certificates)
         # By the certificates' own models: which model a judge turns out to be is known when it is reached.
         hashes = [judge.prompt_hash(language, "compare") for language in config.cards.languages]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from judged import REPLIES, Says, chosen, dialogue, rubric
@@ -15,10 +16,14 @@ from judged import REPLIES, Says, chosen, dialogue, rubric
 from envs.errors import InputError
 from envs.models.model_client import Ask, ModelClient
 from envs.trajectory import Score, Stop, Trajectory
+from rewards.certificate import KEY_VARIABLE, Certificate, Data
+from rewards.certificate import Subject as CertifiedJudge
+from rewards.certify import Settings, audit
 from rewards.judge import Judge
+from rewards.judge_prompts import Mode
 from rewards.judgments import Comparison, JudgeRules, judgment_line, read_comparisons
 from rewards.pairwise import AskedComparisons, PairwiseRubric, RecordedComparisons
-from rewards.rubric_reward import Subject, standing_of
+from rewards.ratings import Columns, read_ratings
 from trainers.config import RunConfig
 from trainers.credit import GroupDecoupled
 from trainers.reward_config import Gates
@@ -287,8 +292,51 @@ def test_a_rubric_about_single_replies_can_not_be_compared(tmp_path: Path) -> No
         check_rewards(RunConfig.model_validate(changes))
 
 
-def test_a_certificate_for_ratings_covers_no_comparison() -> None:
-    subject = Subject("m", JUDGE.prompt_hash("en", "compare"))
-    assert standing_of(TWO, [subject], []).read_only
-    assert not standing_of(TWO, [subject], [], uncertified=True).read_only
-    assert JUDGE.prompt_hash("en", "compare") != JUDGE.prompt_hash("en", "rate")
+def certificate(folder: Path, prompt_hash: str) -> Path:
+    """Of a judge ``m`` that rates as people do on both axes, asked by the prompt with this hash."""
+    lines, draw = ["conversation_id,responder,warmth,sense"], np.random.default_rng(0)
+    for at in range(240):
+        warmth, sense = np.clip(np.round(draw.normal(size=2) + at % 6 / 2 + 2), 1, 5).astype(int)
+        lines.append(f"{at // 6},r{at % 6},{warmth},{sense}")
+    for name in ("human.csv", "judge.csv"):
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ratings = read_ratings(folder / "human.csv", folder / "judge.csv", Columns())
+    subject = CertifiedJudge(name="m", model="m", prompt_hash=prompt_hash, rubric=TWO.name, rubric_hash=TWO.hash)
+    data = Data(human="human.csv", human_sha256="0" * 64, judge="judge.csv", judge_sha256="1" * 64)
+    signed = Certificate.sign(subject, data, audit(ratings, Settings(resamples=100, low=1, high=5)))
+    (folder / "certificate.json").write_text(signed.model_dump_json(), encoding="utf-8")
+    return folder / "certificate.json"
+
+
+def test_a_weight_needs_a_certificate_for_the_prompt_that_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    data = TWO.model_dump(mode="python") | {"sources": ["made for tests"]}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(data | {"languages": ["en"]}), encoding="utf-8")
+
+    def check(mode: Mode, weight: float = 1.0, uncertified: bool = False) -> None:
+        path = str(certificate(tmp_path, JUDGE.prompt_hash("en", mode)))
+        judge = KARDIA | {"rubric": str(tmp_path / "two.yaml"), "certificates": [path], "uncertified": uncertified}
+        rewards = [{"name": "emotion"}, {"name": NAME, "weight": weight}]
+        dead = {"pairwise": [NAME]}
+        changes = {"judges": [judge], "rewards": rewards, "dead_signals": dead, "cards": {"languages": ["en"]}}
+        check_rewards(RunConfig.model_validate(changes))
+
+    with pytest.raises(InputError, match=r"no certificate covers the prompt that compares .* set uncertified: true"):
+        check("rate")
+    check("compare")
+    check("rate", weight=0.0)
+    check("rate", uncertified=True)
+
+
+def test_what_a_switched_rubric_keeps_beside_it_is_no_other_rubric_s_name(tmp_path: Path) -> None:
+    judges = [KARDIA]
+    for suffix in ("-absolute", "-pairs"):
+        data = TWO.model_dump(mode="python") | {"sources": ["made for tests"], "name": f"kardia{suffix}"}
+        path = tmp_path / f"{suffix[1:]}.yaml"
+        path.write_text(yaml.safe_dump(data | {"languages": ["en"]}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"kardia{suffix}' is what rubric-kardia keeps beside it"):
+            check_rewards(
+                RunConfig.model_validate({"judges": [*judges, KARDIA | {"rubric": str(path)}], "dead_signals": DEAD})
+            )
