@@ -115,11 +115,12 @@ def switched(history: Sequence[Mapping[str, SignalCount]], rule: SwitchRule) -> 
     The answer follows from the recorded counts alone, so a resumed or verified run comes to the same.
     """
     found: set[str] = set()
-    for end in range(rule.window, len(history) + 1):
-        for name, count in over(history[end - rule.window : end]).items():
+    allowed = [{name: count for name, count in step.items() if name in rule.pairwise} for step in history]
+    for end in range(rule.window, len(history) + 1 if rule.pairwise else 0):
+        for name, count in over(allowed[end - rule.window : end]).items():
             rate = count.dead_rate
-            if name in rule.pairwise and count.groups >= rule.min_groups and rate is not None:
-                found |= {name} if rate > rule.max_dead_rate else set()
+            if count.groups >= rule.min_groups and rate is not None and rate > rule.max_dead_rate:
+                found.add(name)
     return frozenset(found)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -147,6 +147,9 @@ class Comparison(Record):
     causes: Causes
 
 
+Judged = TypeVar("Judged", Judgment, Comparison)
+
+
 def digest_of(trajectory: Trajectory) -> str:
     """SHA-256 (hex) over the trajectory as it is recorded, its receipt left out."""
     return content_hash(trajectory.model_dump(mode="json"))
@@ -250,6 +253,26 @@ def judgment_line(judged: Judgment | Comparison) -> str:
 def read_judgments(path: Path) -> Mapping[str, Judgment]:
     """The judgments in a file, by the digest of their trajectory. Raises InputError naming the file and the line."""
     found: dict[str, Judgment] = {}
+    for number, judgment in _read(path, Judgment):
+        if judgment.trajectory in found:
+            raise InputError(f"{path}:{number}: judges {judgment.dialogue_id} a second time; remove one of the lines")
+        found[judgment.trajectory] = judgment
+    return found
+
+
+def read_comparisons(path: Path) -> Mapping[tuple[str, str], Comparison]:
+    """The comparisons in a file, by the digests of both trajectories. Raises InputError as ``read_judgments``."""
+    found: dict[tuple[str, str], Comparison] = {}
+    for number, comparison in _read(path, Comparison):
+        if comparison.trajectories in found:
+            pair = " with ".join(comparison.dialogue_ids)
+            raise InputError(f"{path}:{number}: compares {pair} a second time; remove one of the lines")
+        found[comparison.trajectories] = comparison
+    return found
+
+
+def _read(path: Path, kind: type[Judged]) -> Iterator[tuple[int, Judged]]:
+    """Each line's number, from 1, and what it holds."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -258,10 +281,6 @@ def read_judgments(path: Path) -> Mapping[str, Judgment]:
         if not line:
             continue
         try:
-            judgment = Judgment.model_validate_json(line)
+            yield number, kind.model_validate_json(line)
         except ValidationError as error:
             raise InputError(describe_validation(error, f"{path}:{number}")) from error
-        if judgment.trajectory in found:
-            raise InputError(f"{path}:{number}: judges {judgment.dialogue_id} a second time; remove one of the lines")
-        found[judgment.trajectory] = judgment
-    return found

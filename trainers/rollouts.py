@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from trainers.usage import DialogueUsage, usage_of
 
 LONGEST_REASON = 400  # characters of why a dialogue has no total, in a message
 Reward = Callable[[Trajectory], Awaitable[Score]]
+# From trajectories, their scores, the group's size and names of rewards to scores with these compared pairwise.
+Compare = Callable[[Sequence[Trajectory], Sequence[Score], int, Collection[str]], Awaitable[list[Score]]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class RolloutWorker:
     group_size: int
     concurrency: int
     deadline_seconds: float | None = None
+    compare: Compare | None = None
 
     async def run(
         self,
@@ -75,14 +78,20 @@ class RolloutWorker:
         first_row: int,
         adapter: str | None,
         record: Callable[[Sequence[Trajectory]], None],
+        pairwise: Collection[str] = (),
     ) -> Rollout:
-        """Play one dialogue per card id, as rows ``first_row``.. of ``step``; ``record`` is called before scoring."""
+        """Play one dialogue per card id, as rows ``first_row``.. of ``step``; ``record`` is called before scoring.
+
+        ``pairwise``: the rewards that are compared within each group, whose rows must all be here then.
+        """
         started = time.monotonic()
         plans = [self._plan(card_id, step, first_row + offset, adapter) for offset, card_id in enumerate(card_ids)]
         trajectories = await run_dialogues(plans, self.concurrency, self.deadline_seconds)
         played = time.monotonic()
         record(trajectories)
         scores = await asyncio.gather(*(score_row(trajectory, self.reward) for trajectory in trajectories))
+        if pairwise and self.compare:
+            scores = await self.compare(trajectories, scores, self.group_size, pairwise)
         samples = [self._sample(*pair) for pair in zip(trajectories, scores, strict=True)]
         return Rollout(
             trajectories=tuple(trajectories),

@@ -29,7 +29,7 @@ from trainers.manifest import write_json
 from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
-from trainers.run_numbers import credit_assigner, summary_numbers
+from trainers.run_numbers import credit_assigner, summary_numbers, switch_rule
 from trainers.scoring import check_rewards, judge_files, live_scoring, watching_judge
 from trainers.statistics import Resampling
 from trainers.usage import USAGE
@@ -162,6 +162,7 @@ def _train(
     from trainers.train import train
 
     config = plan.config
+    scoring = live_scoring(config, models.judges, folder)
     progress.phase(f"training: {config.trainer.steps} steps")
     return train(
         assembly.train_settings(config),
@@ -172,7 +173,9 @@ def _train(
         cards=plan.train_cards,
         spec=plan.spec,
         make_client=models.maker(config.client, plan.spec),
-        reward=live_scoring(config, models.judges, folder),
+        reward=scoring,
+        compare=scoring.compared,
+        rule=switch_rule(config),
         credit=credit_assigner(config),
         watcher=_watcher(plan, folder, server, templates, models, progress),
         resume=resume,

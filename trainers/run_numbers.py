@@ -6,17 +6,21 @@ Computed from the record alone, so that ``trainers.verification`` can compare th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs.trajectory import Score, Stop, Trajectory, Turn
-from rewards.dead_signal import count_signals
+from rewards.dead_signal import SignalCount, SwitchRule, count_signals, signal_metrics, switched
 from trainers.config import RunConfig
 from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, row_parts
 from trainers.evaluation import Comparison, Evaluation
 from trainers.scoring import check_rewards, recorded_scoring, score_row
 from trainers.watch import repetition
+
+Counts = Mapping[str, SignalCount]
+DEFAULT_RULE = SwitchRule()
 
 
 class Played(NamedTuple):
@@ -37,7 +41,8 @@ class Scorer:
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         check_rewards(config)
-        self._scoring = recorded_scoring(config, folder)
+        self._config, self._scoring = config, recorded_scoring(config, folder)
+        self._history: list[Counts] = []
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Scorer:
@@ -48,10 +53,26 @@ class Scorer:
 
     def played(self, trajectory: Trajectory) -> Played:
         """The dialogue with its score, less its token ids."""
-        score = self._runner.run(score_row(trajectory, self._scoring))
-        tokens = sum(len(turn.supporter.ids) for turn in trajectory.turns)
-        turns = tuple(_without_ids(turn) for turn in trajectory.turns)
-        return Played(trajectory.model_copy(update={"turns": turns}), tokens, score)
+        return _played(trajectory, self._runner.run(score_row(trajectory, self._scoring)))
+
+    def step(self, trajectories: Sequence[Trajectory]) -> list[Played]:
+        """The dialogues of one training step, steps in their order: rewards that were dead on the steps before are
+        compared pairwise. Raises ValueError when these don't make whole groups."""
+        return self._runner.run(self._step(trajectories))
+
+    async def _step(self, trajectories: Sequence[Trajectory]) -> list[Played]:
+        scores = [await score_row(trajectory, self._scoring) for trajectory in trajectories]
+        size, rule = self._config.trainer.dialogues_per_card, switch_rule(self._config)
+        if rule.pairwise:
+            scores = await self._scoring.compared(trajectories, scores, size, switched(self._history, rule))
+            self._history.append(count_signals(row_parts(scores), size))
+        return [_played(*pair) for pair in zip(trajectories, scores, strict=True)]
+
+
+def _played(trajectory: Trajectory, score: Score) -> Played:
+    tokens = sum(len(turn.supporter.ids) for turn in trajectory.turns)
+    turns = tuple(_without_ids(turn) for turn in trajectory.turns)
+    return Played(trajectory.model_copy(update={"turns": turns}), tokens, score)
 
 
 def _without_ids(turn: Turn) -> Turn:
@@ -78,8 +99,11 @@ def credit_assigner(config: RunConfig) -> CreditAssigner:
     return GroupRelative(size, trainer.scale_rewards)
 
 
-def step_numbers(rows: Sequence[Played], config: RunConfig) -> dict[str, Any]:
-    """The numbers of a step's line of metrics.jsonl that follow from its dialogues; a mean over nothing is None."""
+def step_numbers(rows: Sequence[Played], config: RunConfig, history: Sequence[Counts] = ()) -> dict[str, Any]:
+    """The numbers of a step's line of metrics.jsonl that follow from its dialogues; a mean over nothing is None.
+
+    ``history``: the counts of the steps before, oldest first.
+    """
     talks = [row for row in rows if row.trajectory.stop is not Stop.ERROR]
     replies = [turn.supporter for row in rows for turn in row.trajectory.turns]
     tokens, credit = sum(row.tokens for row in rows), credit_of(rows, config)
@@ -96,20 +120,48 @@ def step_numbers(rows: Sequence[Played], config: RunConfig) -> dict[str, Any]:
         "repetition": repetition([turn.supporter.text for turn in row.trajectory.turns] for row in rows),
         "groups": credit.groups,
         "groups_without_variance": credit.groups_without_variance,
-        "rewards": reward_numbers([row.score for row in rows], config.trainer.dialogues_per_card),
+        "rewards": reward_numbers(
+            [row.score for row in rows], config.trainer.dialogues_per_card, history, switch_rule(config)
+        ),
     }
 
 
-def reward_numbers(scores: Sequence[Score], group_size: int) -> dict[str, dict[str, Any]]:
+def reward_numbers(
+    scores: Sequence[Score], group_size: int, history: Sequence[Counts] = (), rule: SwitchRule = DEFAULT_RULE
+) -> dict[str, dict[str, Any]]:
     """For each part of the totals (B,): its mean, how many rows have none, and how many groups it tells apart in
-    nothing, with both rates; a rate over nothing is None."""
+    nothing, with both rates, the second also over the rule's window; a rate over nothing is None."""
     rows = row_parts(scores)
+    told = signal_metrics([*history[-rule.window :], count_signals(rows, group_size)], rule)
     numbers = {}
-    for place, (name, count) in enumerate(count_signals(rows, group_size).items()):
+    for place, (name, counts) in enumerate(told.items()):
         known = [value for row in rows if (value := row[place].value) is not None]
-        rates = {"none_rate": count.none_rate, "dead_rate": count.dead_rate}
-        numbers[name] = {"mean": _mean(known), **count.model_dump(mode="json"), **rates}
+        numbers[name] = {"mean": _mean(known), **counts}
     return numbers
+
+
+def switch_rule(config: RunConfig) -> SwitchRule:
+    """When the config's rewards are compared pairwise."""
+    term = config.dead_signals
+    return SwitchRule(
+        window=term.window, max_dead_rate=term.max_rate, min_groups=term.min_groups, pairwise=tuple(term.pairwise)
+    )
+
+
+def counts_of(line: Mapping[str, Any]) -> Counts:
+    """The counts in a line of metrics.jsonl."""
+    fields = SignalCount.model_fields
+    return {
+        name: SignalCount.model_validate({key: one[key] for key in fields})
+        for name, one in line.get("rewards", {}).items()
+    }
+
+
+def read_history(metrics: Path) -> list[Counts]:
+    """The counts of the steps in a metrics.jsonl, oldest first; none where there is no file."""
+    if not metrics.exists():
+        return []
+    return [counts_of(json.loads(line)) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def summary_numbers(base: Evaluation, tuned: Evaluation, comparison: Comparison) -> dict[str, Any]:

@@ -89,9 +89,14 @@ def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:
         keep_lines(run_dir / METRICS, lambda line: line["step"] < done)
         judged = sorted(path.relative_to(run_dir).as_posix() for path in (run_dir / JUDGMENTS).glob("*.jsonl"))
         for name in (TRAJECTORIES, SCORES, USAGE, *judged):
-            keep_lines(run_dir / name, lambda line: step_of(line["dialogue_id"]) in range(done))
+            keep_lines(run_dir / name, lambda line: step_of(_first_dialogue(line)) in range(done))
         keep_lines(run_dir / ALARMS, lambda line: line["step"] < done)
     return newest
+
+
+def _first_dialogue(line: dict[str, Any]) -> str:
+    """The dialogue that a line is about, or the first of the two that it compares."""
+    return line["dialogue_ids"][0] if "dialogue_ids" in line else line["dialogue_id"]
 
 
 def _updates_done(checkpoint: Path) -> int:

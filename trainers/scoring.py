@@ -2,59 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from envs.cards import Language
 from envs.errors import InputError
 from envs.models.model_client import ModelClient
 from envs.trajectory import Score, Stop, Trajectory
 from rewards.certificate import Certificate
+from rewards.combine import in_groups
 from rewards.gates import GateVerdict, check_gates, gated_emotions
 from rewards.judge import Judge
-from rewards.judgments import JudgeRules, Judgment, judgment_line, read_judgments
+from rewards.judgments import Comparison, JudgeRules, Judgment, judgment_line, read_comparisons, read_judgments
+from rewards.pairwise import AskedComparisons, PairSource, PairwiseRubric, RecordedComparisons
 from rewards.registry import REWARDS
 from rewards.reward import Reward, weighted_total
 from rewards.rubric import Rubric, load_rubric, rubric_file
-from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source
+from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source, Subject, standing_of
 from trainers.config import RunConfig
 from trainers.reward_config import Gates, JudgeTerm
 from trainers.run_files import append_lines
 
 RUBRIC = "rubric-"
 GATES = "gates"
-JUDGMENTS = "judgments"  # folder of a run: one file a rubric, one line a dialogue
+JUDGMENTS = "judgments"  # folder of a run: one file a rubric, one line a dialogue; NAME-pairs: one line a pair
+ABSOLUTE, PAIRS = "-absolute", "-pairs"
+TOTAL_ABSOLUTE = "total" + ABSOLUTE
 Views = Callable[[JudgeTerm], tuple[Sequence[str], Callable[[], Sequence[ModelClient]]]]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores dialogues: every reward, the gates, and the total, which is None where a weighted part is."""
+    """Scores dialogues: every reward, the gates, and the total, which is None where a weighted part is.
+
+    ``pairs``: the rewards that may be compared pairwise, by name.
+    """
 
     terms: tuple[tuple[Reward, float], ...]
     gates: Gates
+    pairs: Mapping[str, PairwiseRubric] = field(default_factory=dict)
 
     async def __call__(self, trajectory: Trajectory) -> Score:
         """The score named "total", with its parts as they count."""
         parts = [await reward.score(trajectory) for reward, _ in self.terms]
-        weights, blind = [weight for _, weight in self.terms], False
+        found = self._gated(trajectory)
+        parts = [_voided(part, trajectory, found.closed) for part in parts]
         if self.gates.all:
-            verdicts = check_gates(trajectory, language_of(trajectory), self.gates.all)
-            counting = [verdict for verdict in verdicts if verdict.gate in self.gates.names]
-            blind = any(verdict.closed is None for verdict in counting)
-            if closed := [verdict for verdict in counting if verdict.closed]:
-                parts = [_voided(part, trajectory, closed) for part in parts]
-            parts.append(_gate_score(verdicts, counting))
-            weights.append(0.0)
+            parts.append(_gate_score(found.verdicts, found.counting))
+        per_turn = parts[0].per_turn if len(self.terms) == 1 and not found.blind else None
+        return self._total(parts, found.blind, per_turn)
+
+    async def compared(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[Score], group_size: int, names: Collection[str]
+    ) -> list[Score]:
+        """The scores (B,) of whole groups after the rewards in ``names`` were compared pairwise within each group.
+
+        A part in ``names`` becomes the share of the group's others that the dialogue beats, nothing behind a closed
+        gate. What it was before follows as a part of its own without weight, NAME-absolute, and the total as it was,
+        total-absolute: win shares have the same mean in every group, so only these show a trend. A dialogue that failed
+        or was not scored takes no part. Raises ValueError when B is no multiple of the group size.
+        """
+        chosen = [reward for name, reward in self.pairs.items() if name in names]
+        if not chosen:
+            return list(scores)
+        found: list[Score] = []
+        # Group by group, so that a comparison's deadline isn't spent in waiting for those of other groups.
+        for group in in_groups(list(zip(trajectories, scores, strict=True)), group_size):
+            present = [place for place, pair in enumerate(group) if pair[0].stop is not Stop.ERROR and pair[1].parts]
+            columns = [await reward.scores([group[place][0] for place in present]) for reward in chosen]
+            shares = dict(zip(present, zip(*columns, strict=True), strict=True))
+            found += [
+                self._switched(*pair, shares[place]) if place in shares else pair[1] for place, pair in enumerate(group)
+            ]
+        return found
+
+    def _switched(self, trajectory: Trajectory, old: Score, shares: Sequence[Score]) -> Score:
+        """A row's total with ``shares`` in the place of the parts of their names."""
+        found, by_name, absolutes = self._gated(trajectory), {share.name: share for share in shares}, []
+        parts: list[Score] = []
+        for part in old.parts:
+            if share := by_name.get(part.name):
+                absolutes.append(part.model_copy(update={"name": part.name + ABSOLUTE, "per_turn": None}))
+                rated = "None" if part.value is None else f"{part.value:g}"
+                share = share.model_copy(update={"evidence": f"{share.evidence}; rated {rated}"})
+                part = _voided(share, trajectory, found.closed)
+            parts.append(part)
+        absolutes.append(Score(name=TOTAL_ABSOLUTE, value=old.value, evidence="the total by ratings alone"))
+        return self._total([*parts, *absolutes], found.blind, None)
+
+    def _gated(self, trajectory: Trajectory) -> _Gated:
+        verdicts = check_gates(trajectory, language_of(trajectory), self.gates.all) if self.gates.all else []
+        return _Gated(verdicts, [verdict for verdict in verdicts if verdict.gate in self.gates.names])
+
+    def _total(self, parts: Sequence[Score], blind: bool, per_turn: tuple[float | None, ...] | None) -> Score:
+        weights = [weight for _, weight in self.terms]
+        weights += [0.0] * (len(parts) - len(weights))
         return Score(
             name="total",
             value=None if blind else weighted_total(parts, weights),
             evidence="; ".join(f"{part.name}: {part.evidence}" for part in parts),
-            per_turn=parts[0].per_turn if len(self.terms) == 1 and not blind else None,
-            parts=tuple(parts) if len(parts) > 1 else (),
+            per_turn=per_turn,
+            parts=tuple(parts) if len(parts) > 1 or self.pairs else (),
         )
+
+
+class _Gated(NamedTuple):
+    """What the gates say of a dialogue: every verdict, and those that count."""
+
+    verdicts: Sequence[GateVerdict]
+    counting: Sequence[GateVerdict]
+
+    @property
+    def closed(self) -> list[GateVerdict]:
+        return [verdict for verdict in self.counting if verdict.closed]
+
+    @property
+    def blind(self) -> bool:
+        """Whether one that counts could not be judged, so that nobody knows what the total is."""
+        return any(verdict.closed is None for verdict in self.counting)
 
 
 def language_of(trajectory: Trajectory) -> Language:
@@ -67,7 +135,7 @@ def _voided(part: Score, trajectory: Trajectory, closed: Sequence[GateVerdict]) 
 
     If another reward counted on, it could buy back what the gate took.
     """
-    if part.value is None:
+    if part.value is None or not closed:
         return part
     said = f"{part.evidence}; void ({part.value:g}): {'; '.join(map(_told, closed))}"
     if part.name != "emotion":
@@ -142,8 +210,37 @@ def check_rewards(config: RunConfig) -> None:
             )
     if (watching := config.watch.judge) and (watching not in judges or weights.get(watching)):
         raise InputError(f"watch.judge: {watching!r} must be a judge under judges (rubric-NAME) that carries no weight")
-    if config.dead_signals.pairwise and (unknown := sorted({*config.dead_signals.pairwise} - judges.keys())):
-        raise InputError(f"dead_signals.pairwise: {unknown[0]!r} is no judge under judges (rubric-NAME)")
+    _check_pairwise(config, judges, weights)
+
+
+def _check_pairwise(
+    config: RunConfig, judges: Mapping[str, tuple[JudgeTerm, Judge]], weights: Mapping[str, float]
+) -> None:
+    """Raises InputError for a reward that can't be compared pairwise, with the remedy."""
+    named = config.dead_signals.pairwise
+    if named and len(config.devices.training) > 1:
+        raise InputError(
+            "dead_signals.pairwise: compares whole groups, which several training processes (devices.training) split "
+            "among them; train on one device, or remove it"
+        )
+    for name in named:
+        if name not in judges:
+            raise InputError(f"dead_signals.pairwise: {name!r} is no judge under judges (rubric-NAME)")
+        term, judge = judges[name]
+        if judge.rubric.scope != "dialogue":
+            raise InputError(f"dead_signals.pairwise: {name} rates single replies, and only dialogues can be compared")
+        if taken := [name + suffix for suffix in (ABSOLUTE, PAIRS) if name + suffix in judges]:
+            raise InputError(f"dead_signals.pairwise: {taken[0]!r} is what {name} keeps beside it; rename that rubric")
+        known = certificates(term.certificates)
+        # By the certificates' own models: which model a judge turns out to be is known when it is reached.
+        hashes = [judge.prompt_hash(language, "compare") for language in config.cards.languages]
+        by = [Subject(str(one.judge.model), prompt) for one in known for prompt in hashes]
+        if weights.get(name) and standing_of(judge.rubric, by, known, uncertified=term.uncertified).read_only:
+            raise InputError(
+                f"dead_signals.pairwise: {name} has a weight, and no certificate covers the prompt that compares (hash "
+                f"{hashes[0]}): one for ratings says nothing of comparisons. Remove it "
+                "from pairwise, or set uncertified: true, which the model card repeats"
+            )
 
 
 def certificates(paths: Sequence[Path]) -> list[Certificate]:
@@ -174,21 +271,29 @@ def judge_files(config: RunConfig) -> dict[str, str]:
 def live_scoring(config: RunConfig, views: Views, folder: Path | None) -> Scoring:
     """Scoring that asks judges. ``views``: a judge's model names, and what makes views of them for one dialogue.
 
-    A judgment is written below ``folder`` before it is scored; None: it is not kept.
+    A judgment, or a comparison, is written below ``folder`` before it is scored; None: it is not kept.
     """
     rewards: dict[str, Reward] = {}
+    pairs: dict[str, PairwiseRubric] = {}
     for name, (term, judge) in judges_of(config).items():
         names, models = views(term)
-        file = judgments_file(folder, judge.rubric) if folder else None
-
-        def keep(judgment: Judgment, file: Path | None = file) -> None:
-            if file:
-                file.parent.mkdir(exist_ok=True)
-                append_lines(file, [judgment_line(judgment)])
-
+        keep = _keeper(judgments_file(folder, judge.rubric) if folder else None)
         find = AskedJudgments(judge, lambda trajectory, models=models: models(), language_of, keep)
         rewards[name] = _rubric_reward(config, term, judge, find, names, term.certificates)
-    return Scoring(_terms(config, rewards), config.gates)
+        if name in config.dead_signals.pairwise:
+            keep = _keeper(comparisons_file(folder, judge.rubric) if folder else None)
+            asked = AskedComparisons(judge, models, language_of, keep)
+            pairs[name] = _pairwise(config, name, term, judge, asked, names, term.certificates)
+    return Scoring(_terms(config, rewards), config.gates, pairs)
+
+
+def _keeper(file: Path | None) -> Callable[[Judgment | Comparison], None]:
+    def keep(judged: Judgment | Comparison) -> None:
+        if file:
+            file.parent.mkdir(exist_ok=True)
+            append_lines(file, [judgment_line(judged)])
+
+    return keep
 
 
 def watching_judge(config: RunConfig, views: Views) -> Reward:
@@ -202,19 +307,44 @@ def watching_judge(config: RunConfig, views: Views) -> Reward:
 def recorded_scoring(config: RunConfig, folder: Path) -> Scoring:
     """Scoring from what ``folder`` holds: judgments are read, and made again from their raw answers. No model."""
     rewards: dict[str, Reward] = {}
+    pairs: dict[str, PairwiseRubric] = {}
     for place, (name, (term, judge)) in enumerate(judges_of(config, folder).items()):
-        file = judgments_file(folder, judge.rubric)
+        file, compared = judgments_file(folder, judge.rubric), comparisons_file(folder, judge.rubric)
         judgments: Mapping[str, Judgment] = read_judgments(file) if file.exists() else {}
         names = sorted({model for judgment in judgments.values() for model in judgment.models})
         find = RecordedJudgments(judgments, judge.rubric)
         kept = [folder / certificate_copy(place, number) for number in range(len(term.certificates))]
         rewards[name] = _rubric_reward(config, term, judge, find, names, kept)
-    return Scoring(_terms(config, rewards), config.gates)
+        if name in config.dead_signals.pairwise:
+            comparisons = read_comparisons(compared) if compared.exists() else {}
+            recorded = RecordedComparisons(comparisons, judge, names, language_of)
+            pairs[name] = _pairwise(config, name, term, judge, recorded, names, kept)
+    return Scoring(_terms(config, rewards), config.gates, pairs)
 
 
 def judgments_file(folder: Path, rubric: Rubric) -> Path:
     """Where a run keeps the judgments by a rubric."""
     return folder / JUDGMENTS / f"{rubric.name}.jsonl"
+
+
+def comparisons_file(folder: Path, rubric: Rubric) -> Path:
+    """Where a run keeps the comparisons by a rubric."""
+    return folder / JUDGMENTS / f"{rubric.name}{PAIRS}.jsonl"
+
+
+def _pairwise(
+    config: RunConfig,
+    name: str,
+    term: JudgeTerm,
+    judge: Judge,
+    find: PairSource,
+    models: Sequence[str],
+    paths: Sequence[Path],
+) -> PairwiseRubric:
+    """The rubric as a comparison; an axis counts where a certificate covers the prompt that compares."""
+    asked = [Subject(model, judge.prompt_hash(one, "compare")) for model in models for one in config.cards.languages]
+    standing = standing_of(judge.rubric, asked, certificates(paths), uncertified=term.uncertified)
+    return PairwiseRubric(name, standing.weights, find)
 
 
 def _rubric_reward(

@@ -19,12 +19,14 @@ from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.errors import InputError
 from envs.hashing import derived_seed
+from rewards.dead_signal import SwitchRule
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import ChatTemplate
 from trainers.credit import CreditAssigner, GroupRelative
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
-from trainers.rollouts import MakeClient, Reward, RolloutWorker
+from trainers.rollouts import Compare, MakeClient, Reward, RolloutWorker
+from trainers.run_numbers import DEFAULT_RULE, read_history
 from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
@@ -88,6 +90,8 @@ def train(
     spec: ClientSpec,
     make_client: MakeClient,
     reward: Reward,
+    compare: Compare | None = None,
+    rule: SwitchRule = DEFAULT_RULE,
     credit: CreditAssigner | None = None,
     watcher: Watcher | None = None,
     resume: bool = False,
@@ -95,6 +99,7 @@ def train(
 ) -> Path:
     """Train and return the folder of the final adapter. ``on_step`` sees each line of metrics.jsonl as it is written.
 
+    ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
     advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody.
 
@@ -105,7 +110,8 @@ def train(
         raise InputError("cards: none to train on; check cards.paths, cards.languages and cards.train_split")
     args = training_arguments(settings, run_dir)
     checkpoint = prepare_run_dir(run_dir, resume, args)
-    played = {"server": server, "templates": templates, "spec": spec, "make_client": make_client, "reward": reward}
+    played = {"server": server, "templates": templates, "spec": spec, "make_client": make_client}
+    played |= {"reward": reward, "compare": compare}
     if watcher:
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
@@ -118,6 +124,8 @@ def train(
             worker=_worker(settings, cards, **played),
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
             watcher=watcher,
+            rule=rule,
+            history=read_history(run_dir / METRICS),
             server=server,
             runner=runner,
             run_dir=run_dir,

@@ -28,12 +28,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from envs.errors import RunError
 from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
+from rewards.dead_signal import SwitchRule, switched
 from trainers.adapter_sync import AdapterSync
 from trainers.credit import CreditAssigner
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
-from trainers.run_numbers import reward_numbers
+from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
 from trainers.usage import USAGE, DialogueUsage, usage_line
 from trainers.watch import repetition
 from trainers.watching import Watcher
@@ -67,6 +68,8 @@ class DialogueTrainer(GRPOTrainer):
         run_dir: Path,
         limits: Limits,
         watcher: Watcher | None = None,
+        rule: SwitchRule = DEFAULT_RULE,
+        history: Sequence[Counts] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, reward_funcs=[_recorded_total], rollout_func=_roll_out, **kwargs)
@@ -84,6 +87,7 @@ class DialogueTrainer(GRPOTrainer):
         self.rollout_ended = 0.0  # monotonic seconds
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
         self._group_size, self._watcher = worker.group_size, watcher
+        self._rule, self._history = rule, list(history)  # the counts of the steps before, on which a switch depends
         self._watched: dict[str, Any] = {}
         self._watch_seconds = 0.0
         self._log = TrajectoryLog(run_dir / TRAJECTORIES)
@@ -118,12 +122,13 @@ class DialogueTrainer(GRPOTrainer):
             **_rates(rows),
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
-            "rewards": reward_numbers(scores, self._group_size),
+            "rewards": reward_numbers(scores, self._group_size, self._history, self._rule),
             **self._watched,
             "max_logprob_difference": difference,
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
         }
+        self._history.append(counts_of(self.step_metrics))
         self.rollout_ended = time.monotonic()
         if not difference < self._limits.logprob_tolerance:
             raise RunError(
@@ -153,7 +158,9 @@ class DialogueTrainer(GRPOTrainer):
             self._watched = self._runner.run(self._watcher.measure(step, adapter))
             self._watch_seconds = time.monotonic() - started
         self._rollout = self._runner.run(
-            self._worker.run(card_ids, step, first_row, adapter, self._record_trajectories)
+            self._worker.run(
+                card_ids, step, first_row, adapter, self._record_trajectories, switched(self._history, self._rule)
+            )
         )
         local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]
         check_budget(gather_object(local_rows), step, self._limits.error_budget)

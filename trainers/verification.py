@@ -28,7 +28,7 @@ from trainers.language import LANGUAGE, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
 from trainers.replay import Case, check_dialogues, first_difference, shown
 from trainers.run_folder import CODE, client_code
-from trainers.run_numbers import Played, Scorer, credit_of, step_numbers, step_of, summary_numbers
+from trainers.run_numbers import Counts, Played, Scorer, counts_of, credit_of, step_numbers, step_of, summary_numbers
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -141,17 +141,31 @@ class _Run:
         logs = {entry["path"]: entry["lines"] for entry in entries if is_trajectory_log(Path(entry["path"]))}
         with _computed("config.yaml", lambda: Scorer(self.config, self.folder)) as scorer:
             for name, lines in logs.items():
-                self.played[name] = []
-                for case, finding in check_dialogues(self._cases(name), lines):
-                    if finding:
-                        self.current = finding.check
-                        raise Problem(name, case.line.number, finding.message + self._drift())
-                    trajectory = case.line.trajectory
-                    self.counts["receipts"] += 1
-                    self.counts["emotions"] += len(trajectory.emotions)
-                    self.counts["replay"] += len(trajectory.turns)
-                    self.played[name].append(scorer.played(trajectory))
+                if name == TRAJECTORIES:
+                    steps = groupby(self._sound(name, lines), key=lambda talk: step_of(talk.dialogue_id))
+                    self.played[name] = [row for _, step in steps for row in self._step(scorer, list(step))]
+                else:
+                    self.played[name] = [scorer.played(talk) for talk in self._sound(name, lines)]
         self.passed |= {"emotions", "replay"}
+
+    def _sound(self, name: str, lines: int) -> Iterator[Trajectory]:
+        """The dialogues of a log, each after its checks."""
+        for case, finding in check_dialogues(self._cases(name), lines):
+            if finding:
+                self.current = finding.check
+                raise Problem(name, case.line.number, finding.message + self._drift())
+            trajectory = case.line.trajectory
+            self.counts["receipts"] += 1
+            self.counts["emotions"] += len(trajectory.emotions)
+            self.counts["replay"] += len(trajectory.turns)
+            yield trajectory
+
+    def _step(self, scorer: Scorer, talks: Sequence[Trajectory]) -> list[Played]:
+        try:
+            return scorer.step(talks)
+        except ValueError as error:
+            self.current = "totals"
+            raise Problem(TRAJECTORIES, None, f"can't be computed again: {error}") from error
 
     def _drift(self) -> str:
         """What to say besides when the clients of this code are not those that the run was played with."""
@@ -201,8 +215,10 @@ class _Run:
         lines = list(_lines(self.folder, name)) if (self.folder / name).exists() else []
         if [line.get("step") for _, line in lines] != list(steps):
             raise Problem(name, None, f"tells of {len(lines)} steps, the dialogues of {TRAJECTORIES} of {len(steps)}")
+        history: list[Counts] = []
         for number, line in lines:
-            expected = _computed(name, lambda line=line: step_numbers(steps[line["step"]], self.config))
+            expected = _computed(name, lambda line=line: step_numbers(steps[line["step"]], self.config, history))
+            history.append(counts_of(expected))
             shared = [key for key in expected if key in line]
             _compare({key: line[key] for key in shared}, {key: expected[key] for key in shared}, name, number)
         self.counts["metrics"] = len(lines)

@@ -16,6 +16,7 @@ from rewards.canaries import Canary, score_canaries
 from rewards.reward import Reward
 from trainers.evaluation import MakeClient, SupporterFactory, play
 from trainers.run_files import append_lines
+from trainers.scoring import TOTAL_ABSOLUTE
 from trainers.watch import Alarm, Watch, halt_on
 
 ALARMS = "alarms.jsonl"
@@ -101,7 +102,9 @@ class Watcher:
             alarms += self.watch.evaluation(step, line[HELD_OUT])
         if CANARIES in line:
             alarms += self.watch.canaries(step, line[CANARIES])
-        return [*alarms, *self.watch.step(line)]
+        # Win shares have the same mean in every group: only the ratings beside them show whether the reward rises.
+        rated = line.get("rewards", {}).get(TOTAL_ABSOLUTE)
+        return [*alarms, *self.watch.step({**line, "reward": rated["mean"]} if rated else line)]
 
 
 async def _value(reward: Reward, talk: Trajectory) -> float | None:
