@@ -24,6 +24,7 @@ from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, E
 from trainers.language import LANGUAGE, LanguageMeasures
 from trainers.manifest import MANIFEST, file_hash
 from trainers.run_folder import model_identity
+from trainers.scoring import judges_of
 from trainers.statistics import Estimate
 from trainers.verification import Verification
 
@@ -141,7 +142,7 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
         seed=run.config.run.seed,
         **{part: getattr(run.config, part) for part in ("lora", "trainer", "policy", "rewards")},
         **{part: run.provenance.get(part) for part in ("packages", "python", "code")},
-        judges=_judges(run.config),
+        judges=_judges(run),
         gates=run.config.gates.names,
         spec=run.spec,
         trained_with=run.trained_with,
@@ -168,13 +169,17 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
     )
 
 
-def _judges(config: RunConfig) -> list[dict[str, Any]]:
+def _judges(run: RunRecord) -> list[dict[str, Any]]:
     """The judges whose rubrics carried weight: rubric, names of the models, whether they did without a certificate."""
-    weights = {term.name: term.weight for term in config.rewards}
+    weights = {term.name: term.weight for term in run.config.rewards}
     return [
-        {"rubric": name, "models": [_source_name(one) for one in judge.models], "uncertified": judge.uncertified}
-        for judge in config.judges
-        if weights.get(f"rubric-{(name := Path(judge.rubric).stem)}")
+        {
+            "rubric": judge.rubric.name,
+            "models": [_source_name(one) for one in term.models],
+            "uncertified": term.uncertified,
+        }
+        for name, (term, judge) in judges_of(run.config, run.folder).items()
+        if weights.get(name)
     ]
 
 

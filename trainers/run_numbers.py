@@ -16,7 +16,7 @@ from rewards.dead_signal import SignalCount, SwitchRule, count_signals, signal_m
 from trainers.config import RunConfig
 from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, row_parts
 from trainers.evaluation import Comparison, Evaluation
-from trainers.scoring import check_rewards, recorded_scoring, score_row
+from trainers.scoring import recorded_scoring, score_row
 from trainers.watch import repetition
 
 Counts = Mapping[str, SignalCount]
@@ -40,7 +40,6 @@ class Scorer:
     """Scores dialogues again with the rewards, gates and judgments of a recorded run. A context manager."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        check_rewards(config)
         self._config, self._scoring = config, recorded_scoring(config, folder)
         self._history: list[Counts] = []
         self._runner = asyncio.Runner()

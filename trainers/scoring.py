@@ -356,6 +356,8 @@ def _rubric_reward(
 
 def _terms(config: RunConfig, rubrics: Mapping[str, Reward]) -> tuple[tuple[Reward, float], ...]:
     """The rewards with their weights; a judge that is not named as a reward, and is not the watch's, is only logged."""
+    if unknown := [term.name for term in config.rewards if term.name not in {*rubrics, *REWARDS}]:
+        raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join([*REWARDS, *rubrics])}")
     terms = [(rubrics.get(term.name) or REWARDS[term.name](), term.weight) for term in config.rewards]
     named = {*(term.name for term in config.rewards), config.watch.judge}
     return tuple([*terms, *((reward, 0.0) for name, reward in rubrics.items() if name not in named)])

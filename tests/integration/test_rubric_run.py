@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.errors import RunError
+from rewards.rubric import rubric_file
 from tests.integration.test_played_client import ROOT, few_cards, rows
 from tests.scripted_server import Request, ScriptedServer
 from tests.tiny_policy import tiny_model
@@ -38,7 +40,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model_dir: Path, folder: Path, url: str, *more: str) -> Any:
-    judge = {"rubric": "kardia", "uncertified": True, "models": [{"endpoint": {"base_url": url, "model": "judge"}}]}
+    rubric = folder / "kardia.yaml"
+    shutil.copy(rubric_file("kardia"), rubric)
+    judge = {"rubric": str(rubric), "uncertified": True, "models": [{"endpoint": {"base_url": url, "model": "judge"}}]}
     rewards = [{"name": "emotion", "weight": 1}, {"name": "rubric-kardia", "weight": 1}]
     return load_config(
         None,
@@ -77,6 +81,7 @@ def judged(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(ROOT)
         given = config(model_dir, tmp_path_factory.mktemp("runs"), server.url)
         assert run(Plan.of(given), Progress())["verified"] is True
+    Path(given.judges[0].rubric).unlink()  # the run keeps its own
     return given.run.folder
 
 
