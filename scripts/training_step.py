@@ -100,7 +100,7 @@ class _Rows:
     def __init__(self, samples: Sequence[Sample]) -> None:
         opening = ClientTurn(text="", emotion=40, written_change=0, change=0)
         blank = {"card_id": "random", "card_hash": "", "spec": "", "spec_hash": "", "seed": 0, "turns": ()}
-        count = len(samples)
+        count = self.group_size = len(samples)
         self._rollout = Rollout(
             trajectories=tuple(
                 Trajectory(dialogue_id=f"random-{row}", opening=opening, stop=Stop.TURN_LIMIT, **blank)

@@ -105,7 +105,10 @@ def test_a_planted_reward_is_learnt_and_halted_within_20_steps(model_dir: Path, 
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(10))
+MINUTES = pytest.mark.long  # half a minute each
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=MINUTES) for seed in range(1, 10))])
 def test_a_clean_run_trips_nothing(model_dir: Path, tmp_path: Path, seed: int) -> None:
     watched = Watched(emotion_reward, letters)
     run(model_dir, tmp_path, watched, replace(CLEAN, seed=seed))
@@ -114,7 +117,7 @@ def test_a_clean_run_trips_nothing(model_dir: Path, tmp_path: Path, seed: int) -
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=MINUTES) for seed in range(1, 3))])
 def test_a_run_that_learns_as_fast_from_the_client_is_told_of_its_language_but_not_halted(
     model_dir: Path, tmp_path: Path, seed: int
 ) -> None:
