@@ -25,6 +25,7 @@ from trainers.watch import Alarm, Watch, halt_on, repetition
 from trainers.watch_rules import load_rules
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
+MINUTES = pytest.mark.long  # half a minute each
 
 SETTINGS = TrainSettings(
     steps=20, cards_per_step=4, group_size=8, micro_batch=16, sampling=Sampling(max_tokens=8, max_context=256)
@@ -105,9 +106,6 @@ def test_a_planted_reward_is_learnt_and_halted_within_20_steps(model_dir: Path, 
 
 
 @pytest.mark.timeout(900)
-MINUTES = pytest.mark.long  # half a minute each
-
-
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=MINUTES) for seed in range(1, 10))])
 def test_a_clean_run_trips_nothing(model_dir: Path, tmp_path: Path, seed: int) -> None:
     watched = Watched(emotion_reward, letters)
