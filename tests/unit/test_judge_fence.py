@@ -41,7 +41,7 @@ def outside(ask: Ask, fence: str) -> list[tuple[str, str]]:
     return [(message.role, block.sub(r"\1\2", message.content).replace(fence, "FENCE")) for message in ask.messages]
 
 
-def stays_inside(scope: str, language: str, text: str) -> None:
+def check_stays_inside(scope: str, language: str, text: str) -> None:
     ask, fence = asked(scope, language, text)
     like, other = asked(scope, language, HARMLESS[language])
     assert [message.role for message in ask.messages] == ["system", "user"]
@@ -57,14 +57,14 @@ def test_an_injection_changes_nothing_but_what_stands_in_its_fence(kind, scope) 
     rows = [row for row in INJECTIONS if row["kind"] == kind]
     assert len(rows) == 20
     for row in rows:
-        stays_inside(scope, row["language"], row["text"])
+        check_stays_inside(scope, row["language"], row["text"])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_master_key_changes_nothing_but_what_stands_in_its_fence(language, scope) -> None:
     for key in KEYS:
-        stays_inside(scope, language, key)
+        check_stays_inside(scope, language, key)
 
 
 def test_the_fence_of_a_comparison_holds_both_talks() -> None:
