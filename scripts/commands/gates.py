@@ -14,6 +14,7 @@ from rich.text import Text
 
 from envs.cards import Language
 from envs.errors import InputError, describe_validation
+from envs.receipts import read_log
 from envs.trajectory import Message, Trajectory
 from rewards.gates import GATES, Gate, GateVerdict, check_messages
 from rewards.gates.said import language_of
@@ -73,13 +74,18 @@ def _language(given: str | None) -> Language | None:
 
 
 def _dialogues(file: Path) -> list[tuple[int, tuple[str | None, Language | None, list[Message]]]]:
-    """Each line's number and its dialogue: an id, the card's language where it is known, the messages."""
+    """Each line's number and its dialogue: an id, the card's language where it is known, the messages.
+
+    Lines with receipts are checked by them.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: can't be read: {error.strerror}; give a JSONL file of dialogues") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is not UTF-8 text ({error.reason}); give a JSONL file of dialogues") from error
+    if '"receipt":' in text.partition("\n")[0]:
+        return [(line.number, _trajectory(line.trajectory)) for line in read_log(file)]
     found = [
         (number, _dialogue(line, f"{file}:{number}")) for number, line in enumerate(text.split("\n"), 1) if line.strip()
     ]
@@ -97,17 +103,20 @@ def _dialogue(line: str, where: str) -> tuple[str | None, Language | None, list[
         raise InputError(f"{where}: is not an object; write one dialogue a line")
     if "messages" not in data and "turns" in data:
         try:
-            trajectory = Trajectory.model_validate_json(line)
+            return _trajectory(Trajectory.model_validate_json(line))
         except ValidationError as error:
             raise InputError(describe_validation(error, where)) from error
-        prefix = trajectory.card_id.partition("-")[0]
-        own = next((one for one in get_args(Language) if one == prefix), None)
-        return trajectory.card_id, own, list(trajectory.messages)
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: messages: is missing or empty; give a list of messages")
     read = [_message(one, f"{where}: messages.{index}") for index, one in enumerate(messages)]
     return (str(data["id"]) if "id" in data else None), None, [message for message in read if message]
+
+
+def _trajectory(trajectory: Trajectory) -> tuple[str, Language | None, list[Message]]:
+    prefix = trajectory.card_id.partition("-")[0]
+    own = next((one for one in get_args(Language) if one == prefix), None)
+    return trajectory.dialogue_id, own, list(trajectory.messages)
 
 
 def _message(given: Any, where: str) -> Message | None:

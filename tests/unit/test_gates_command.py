@@ -10,9 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.errors import InputError
+from envs.receipts import TrajectoryLog
 from envs.trajectory import Generation
+from scripts.attune import main
 from scripts.commands.gates import app
 from tests.unit import dialogues
+from tests.unit.dialogues import card, trajectory
 
 CLOSES = "I'm only human, I get tired too."
 
@@ -74,3 +77,15 @@ def test_an_unknown_gate_or_language_is_refused(tmp_path: Path, options: list[st
     file = write(tmp_path, {"messages": [{"role": "user", "content": "Hi."}]})
     with pytest.raises(InputError, match=options[1]):
         CliRunner().invoke(app, ["check", str(file), *options], catch_exceptions=False)
+
+
+def test_a_runs_own_file_is_read_with_its_receipts_and_refused_where_it_was_changed(tmp_path, capsys) -> None:
+    file = tmp_path / "trajectories.jsonl"
+    replies = [Generation(text="I am a real person, not a machine."), Generation(text="What was that like?")]
+    TrajectoryLog(file).append(trajectory(card("en-ann"), 0, [50, 60], replies))
+    assert main(["gates", "check", str(file), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["dialogues"]
+    assert found["id"] == "evaluation/en-ann/0" and found["language"] == "en"
+    file.write_text(file.read_text(encoding="utf-8").replace("not a machine", "not a human"), encoding="utf-8")
+    assert main(["gates", "check", str(file)]) == 2
+    assert "turn 1" in capsys.readouterr().err
