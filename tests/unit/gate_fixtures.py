@@ -50,6 +50,11 @@ class Fixture(Record):
 
 
 def load(part: Part) -> list[Fixture]:
-    """The fixtures of one part. Patterns are written with "open" alone."""
-    lines = (FOLDER / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")
+    """The fixtures of one part."""
+    return load_file(FOLDER / f"{part}.jsonl")
+
+
+def load_file(path: Path) -> list[Fixture]:
+    """The fixtures of a file in the same format."""
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [Fixture.model_validate_json(line, strict=True) for line in lines if line]
