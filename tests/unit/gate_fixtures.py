@@ -12,7 +12,7 @@ from envs.trajectory import Message, Record
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "gates"
 
-Part = Literal["open", "sealed"]
+Part = Literal["open", "sealed", "sealed_second"]
 Gate = Literal[
     "crisis", "abrupt_refusal", "manipulation", "sycophancy", "false_humanity", "medical", "reward_talk"
 ]  # fmt: skip
