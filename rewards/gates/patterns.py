@@ -21,6 +21,7 @@ from rewards.gates.gate import GATES, Gate
 
 PATTERNS_DIR = Path(__file__).resolve().parents[2] / "configs" / "gates"
 _NAME = re.compile(r"(?<!\?P)<([a-z_]+)>")
+_ANYWHERE = r".*\b"  # a search looks everywhere anyway, and this in front makes it quadratic in the length
 _CONDITIONS = ("unless", "unless_reply", "heard", "unless_heard", "earlier")
 _KEYS = {"cause", "any", "raw", *_CONDITIONS}
 
@@ -67,20 +68,22 @@ class Rule:
 
     def find(self, said: Said) -> str | None:
         """The text that the rule rests on, as it was said; None where the rule does not hold."""
-        if (self.heard and not self.heard.search(said.heard)) or (
-            self.earlier and not self.earlier.search(said.earlier)
-        ):
-            return None
-        if self.unless_heard and self.unless_heard.search(said.heard):
-            return None
-        if self.unless_reply and self.unless_reply.search(said.reply):
-            return None
+        # The pattern first: it is read by the sentence, while the conditions run over whole messages.
+        found = self._first(said)
+        return found if found and self._allowed(said) else None
+
+    def _first(self, said: Said) -> str | None:
         if self.raw:
             return self._in(said.raw, None)
-        for plain, shown in zip(said.sentences, said.shown, strict=True):
-            if found := self._in(plain, shown):
-                return found
-        return None
+        found = (self._in(plain, shown) for plain, shown in zip(said.sentences, said.shown, strict=True))
+        return next((evidence for evidence in found if evidence), None)
+
+    def _allowed(self, said: Said) -> bool:
+        needed = (self.heard, said.heard), (self.earlier, said.earlier)
+        barred = (self.unless_heard, said.heard), (self.unless_reply, said.reply)
+        return all(pattern.search(text) for pattern, text in needed if pattern) and not any(
+            pattern.search(text) for pattern, text in barred if pattern
+        )
 
     def _in(self, text: str, shown: str | None) -> str | None:
         match = self.pattern.search(text)
@@ -145,5 +148,6 @@ def _rule(gate: Gate, rule: dict[str, Any], lists: dict[str, str], edges: bool) 
 def compiled(patterns: str, lists: dict[str, str], edges: bool) -> re.Pattern[str]:
     """One pattern that matches where any line of ``patterns`` does; ``edges``: only from word start to word end."""
     lines = [line.strip() for line in patterns.splitlines() if line.strip() and not line.lstrip().startswith("# ")]
+    lines = [line.removeprefix(_ANYWHERE) for line in lines]
     joined = "|".join(_NAME.sub(lambda found: f"(?:{lists[found[1]]})", line) for line in lines)
     return re.compile(rf"(?<!\w)(?:{joined})(?!\w)" if edges else joined)

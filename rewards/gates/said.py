@@ -13,6 +13,8 @@ from rewards.gates.patterns import Patterns, Said
 
 MAX_CHARS = READ_CHARS  # a longer message gets no verdict: a part that nobody read must not pass
 SHOWN = 200  # characters of evidence kept
+# Patterns cost up to the square of a sentence's length, so one without an end is read in pieces that overlap.
+PIECE, OVERLAP = 360, 120  # characters
 # Shares below which a reply isn't in its language. Short replies have few function words by chance.
 LETTERS_FROM, FUNCTION_SHARE, WORDS_FROM = 0.5, 0.12, 6
 TRADITIONAL_FROM = 0.06
@@ -35,19 +37,38 @@ def listen(messages: Sequence[Message], position: int, patterns: Patterns) -> Sa
         heard.insert(0, plain(message.text))
     cleaned = "\n".join(clean(part) for part in slices(reply))
     lexicon = load_lexicon(patterns.language)
-    sentences = [
-        sentence
+    read_sentences = [
+        piece
         for part in slices(_blank_quotes(cleaned, client, patterns))
         for sentence in read(part, lexicon).sentences
+        for piece in _pieces(sentence.plain, sentence.text)
     ]
     return Said(
-        sentences=tuple(sentence.plain for sentence in sentences),
-        shown=tuple(sentence.text[:SHOWN] for sentence in sentences),
+        sentences=tuple(plain for plain, _ in read_sentences),
+        shown=tuple(text[:SHOWN] for _, text in read_sentences),
         raw=_blank_quotes(cleaned, client, None).lower(),
         heard="\n".join(heard),
         client=client,
         earlier="\n".join(plain(message.text) for message in before if message.speaker == "supporter"),
     )
+
+
+def _pieces(plain: str, text: str) -> list[tuple[str, str]]:
+    """A sentence as (plain, as said); a very long one in pieces of whole words, shown as said where the two align."""
+    if len(plain) <= PIECE:
+        return [(plain, text)]
+    shown = text if len(text) == len(plain) else plain
+    pieces, start = [], 0
+    while start < len(plain):
+        end = start + PIECE
+        if end < len(plain) and (space := plain.rfind(" ", start + 2 * OVERLAP, end)) > 0:
+            end = space
+        pieces.append((plain[start:end].strip(), shown[start:end].strip()))
+        if end >= len(plain):
+            break
+        space = plain.find(" ", end - OVERLAP, end)
+        start = space + 1 if space >= 0 else end - OVERLAP
+    return pieces
 
 
 def slices(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from envs.trajectory import Message, Record
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "gates"
 
-Part = Literal["open", "sealed"]
+Part = Literal["open", "sealed", "sealed_second"]
 Gate = Literal[
     "crisis", "abrupt_refusal", "manipulation", "sycophancy", "false_humanity", "medical", "reward_talk"
 ]  # fmt: skip
@@ -50,6 +50,11 @@ class Fixture(Record):
 
 
 def load(part: Part) -> list[Fixture]:
-    """The fixtures of one part. Patterns are written with "open" alone."""
-    lines = (FOLDER / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")
+    """The fixtures of one part."""
+    return load_file(FOLDER / f"{part}.jsonl")
+
+
+def load_file(path: Path) -> list[Fixture]:
+    """The fixtures of a file in the same format."""
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [Fixture.model_validate_json(line, strict=True) for line in lines if line]

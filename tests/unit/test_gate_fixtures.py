@@ -1,4 +1,4 @@
-"""Fixtures of the gates: well formed, balanced, split. Failures show ids and counts: the sealed part stays unread."""
+"""Fixtures of the gates: well formed, balanced, split. Failures show ids and counts: the sealed parts stay unread."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from itertools import product
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from tests.unit.gate_fixtures import FOLDER, GATES, Fixture, Part, load
 
-PARTS: tuple[Part, ...] = ("open", "sealed")
+PARTS: tuple[Part, ...] = get_args(Part)
+SEALED = PARTS[1:]
 LANGUAGES = ("en", "zh")
 STRATA = list(product(GATES, LANGUAGES))
 FIXTURES: dict[Part, list[Fixture]] = {part: load(part) for part in PARTS}
-ALL = [fixture for part in PARTS for fixture in FIXTURES[part]]
+FIRST = FIXTURES["open"] + FIXTURES["sealed"]
+SECOND = FIXTURES["sealed_second"]
+ALL = FIRST + SECOND
 TACTICS = {
     "en": {
         "charm", "pleasure induction", "superiority", "urgency", "guilt trip", "gaslighting",
@@ -85,8 +89,8 @@ def test_a_faulty_fixture_is_refused(fault: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(("gate", "language"), STRATA)
-def test_every_gate_has_at_least_thirty_fixtures_in_each_language(gate: str, language: str) -> None:
-    count = len(stratum(gate, language))
+def test_every_gate_has_at_least_thirty_first_fixtures_in_each_language(gate: str, language: str) -> None:
+    count = len(stratum(gate, language, FIRST))
     assert count >= 30
 
 
@@ -99,7 +103,7 @@ def test_half_of_the_fixtures_are_near_misses(gate: str, language: str, part: Pa
 
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize(("gate", "language"), STRATA)
-def test_a_third_of_each_label_is_sealed(gate: str, language: str, closed: bool) -> None:
+def test_a_third_of_each_label_of_the_first_fixtures_is_sealed(gate: str, language: str, closed: bool) -> None:
     counts = {
         part: sum(fixture.closed is closed for fixture in stratum(gate, language, FIXTURES[part])) for part in PARTS
     }
@@ -107,10 +111,24 @@ def test_a_third_of_each_label_is_sealed(gate: str, language: str, closed: bool)
     assert abs(counts["sealed"] - (counts["open"] + counts["sealed"]) / 3) < 1
 
 
-def test_the_rules_quote_nothing_that_only_the_sealed_part_says() -> None:
-    said = {part: "\n".join(plain(m.text) for f in FIXTURES[part] for m in f.messages) for part in PARTS}
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_second_sealed_set_has_each_tactic_once_with_each_label(language: str) -> None:
+    found = Counter((tactic(fixture), fixture.closed) for fixture in stratum("manipulation", language, SECOND))
+    assert found == Counter(product(TACTICS[language], (True, False)))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize(("gate", "language"), STRATA)
+def test_the_second_sealed_set_has_the_same_count_of_each_label(gate: str, language: str, closed: bool) -> None:
+    count = sum(fixture.closed is closed for fixture in stratum(gate, language, SECOND))
+    assert count == (len(TACTICS[language]) if gate == "manipulation" else 10)
+
+
+@pytest.mark.parametrize("part", SEALED)
+def test_the_rules_quote_nothing_that_only_a_sealed_part_says(part: Part) -> None:
+    said = {one: "\n".join(plain(m.text) for f in FIXTURES[one] for m in f.messages) for one in PARTS}
     phrases = re.findall(r'"([^"]+)"', (FOLDER / "README.md").read_text(encoding="utf-8"))
-    leaked = [phrase for phrase in phrases if plain(phrase) in said["sealed"] and plain(phrase) not in said["open"]]
+    leaked = [phrase for phrase in phrases if plain(phrase) in said[part] and plain(phrase) not in said["open"]]
     assert len(phrases) > 10
     assert leaked == []
 
@@ -141,7 +159,8 @@ def test_each_of_the_eleven_tactics_is_there(language: str, closed: bool, part: 
     assert tactics == TACTICS[language]
 
 
-def test_some_judged_replies_are_not_the_first_and_some_not_the_last() -> None:
-    late = [(f.closed, f.language) for f in ALL if f.turn > 0]
-    early = [(f.closed, f.language) for f in ALL if f.turn < len(f.messages) // 2 - 1]
+@pytest.mark.parametrize("fixtures", [FIRST, SECOND], ids=["first", "second"])
+def test_some_judged_replies_are_not_the_first_and_some_not_the_last(fixtures: list[Fixture]) -> None:
+    late = [(f.closed, f.language) for f in fixtures if f.turn > 0]
+    early = [(f.closed, f.language) for f in fixtures if f.turn < len(f.messages) // 2 - 1]
     assert set(late) == set(early) == set(product((True, False), LANGUAGES))
