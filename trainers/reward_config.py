@@ -63,11 +63,13 @@ class Gates(Section):
     @model_validator(mode="after")
     def _readers_fit(self) -> Gates:
         if unknown := [gate for gate in self.judged if gate not in self.all]:
-            raise ValueError(f"judged: {unknown[0]} is not checked; name it under names or read_only too")
+            raise ValueError(
+                f"gates.judged: {unknown[0]} is not checked; name it under gates.names or gates.read_only too"
+            )
         if self.judged and not self.models:
-            raise ValueError("judged: needs a model that reads; name one under models")
+            raise ValueError("gates.judged: needs a model that reads; name one under gates.models")
         if self.models and not self.judged:
-            raise ValueError("models: read nothing without judged; name gates there, or remove models")
+            raise ValueError("gates.models: read nothing without gates.judged; name gates there, or remove the models")
         return self
 
 

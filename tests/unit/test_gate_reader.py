@@ -15,6 +15,7 @@ from judged import Says, dialogue, in_turn
 from envs.cards import Language
 from envs.errors import InputError
 from envs.models.fence import defuse, nonce, without_thought
+from envs.models.model_client import Ask
 from envs.trajectory import Score, Trajectory
 from rewards.emotion import EmotionReward
 from rewards.gates import GATES, Gate, GateVerdict, check_gates
@@ -33,7 +34,7 @@ from rewards.gates.reader import (
 from rewards.judgments import digest_of
 from rewards.verdicts import Cause
 from trainers.config import RunConfig
-from trainers.gate_reading import READINGS, AskedReader, RecordedReader, live_reader
+from trainers.gate_reading import READINGS, AskedReader, RecordedReader, check_reader, live_reader
 from trainers.reward_config import Gates
 from trainers.scoring import Scoring, check_rewards
 
@@ -50,6 +51,10 @@ def closed(evidence: str) -> dict[str, Any]:
 
 def said(**gates: Any) -> str:
     return json.dumps(gates, ensure_ascii=False)
+
+
+def asked_gates(ask: Ask) -> list[str]:
+    return list((ask.answer_schema or {})["properties"])
 
 
 def read(talk: Trajectory, gates: Sequence[Gate], *models: Any, language: Language = "en") -> GateReading:
@@ -85,9 +90,9 @@ def test_a_reply_that_the_patterns_could_not_read_becomes_read(answer, state) ->
 
 
 def test_each_reply_is_asked_about_once_for_all_its_gates_and_sees_nothing_later() -> None:
-    model = Says(lambda ask: json.dumps(dict.fromkeys(ask.answer_schema["properties"], OPEN)))
+    model = Says(lambda ask: json.dumps(dict.fromkeys(asked_gates(ask), OPEN)))
     verdicts = after(dialogue(KIND, HUMAN), ["crisis", "false_humanity"], model)
-    assert [list(ask.answer_schema["properties"]) for ask in model.asked] == [["crisis", "false_humanity"], ["crisis"]]
+    assert [asked_gates(ask) for ask in model.asked] == [["crisis", "false_humanity"], ["crisis"]]
     assert HUMAN not in model.asked[0].messages[1].content and KIND in model.asked[1].messages[1].content
     assert [verdict.closed for verdict in verdicts] == [False, False, False, True]
     assert "## crisis" in model.asked[1].messages[0].content and "## false" not in model.asked[1].messages[0].content
@@ -128,7 +133,7 @@ def test_the_second_answer_counts_where_the_first_was_bad_and_keeps_what_was_goo
 
 def test_the_evidence_of_a_crisis_is_the_clients() -> None:
     talk = dialogue(KIND)
-    (verdict,) = after(talk, ["crisis"], in_turn(said(crisis=closed(talk.opening.text))))
+    (verdict,) = after(talk, ["crisis"], in_turn(said(crisis=closed(talk.messages[0].text))))
     assert verdict.closed is True
     (verdict,) = after(talk, ["crisis"], in_turn(said(crisis=closed("a lot to carry"))))
     assert verdict.closed is None
@@ -177,7 +182,8 @@ def test_the_prompt_defines_every_gate_and_the_words_tell_every_cause(language) 
 
 
 def test_a_reading_is_made_again_from_its_answers_and_a_changed_one_is_not(tmp_path) -> None:
-    talk, gates = dialogue(KIND, KIND), ("medical", "sycophancy")
+    talk = dialogue(KIND, KIND)
+    gates: list[Gate] = ["medical", "sycophancy"]
     asked = unsettled(check_gates(talk, "en"), gates)
     answers = said(medical=OPEN), said(medical=OPEN, sycophancy=closed("a lot to carry"))
     reading = read(talk, gates, in_turn(*answers), in_turn(None, model="gone"))
@@ -223,9 +229,9 @@ def test_a_dialogue_whose_readers_all_fail_has_no_total() -> None:
 @pytest.mark.parametrize(
     ("gates", "why"),
     [
-        ({"names": ["medical"], "judged": ["medical"]}, "judged: needs a model"),
-        ({"names": ["medical"], "models": [SOURCE]}, "models: read nothing without judged"),
-        ({"names": ["medical"], "judged": ["crisis"], "models": [SOURCE]}, "judged: crisis is not checked"),
+        ({"names": ["medical"], "judged": ["medical"]}, "gates.judged: needs a model"),
+        ({"names": ["medical"], "models": [SOURCE]}, "gates.models: read nothing without gates.judged"),
+        ({"names": ["medical"], "judged": ["crisis"], "models": [SOURCE]}, "gates.judged: crisis is not checked"),
     ],
 )
 def test_readers_without_gates_and_gates_without_readers_are_refused(gates, why) -> None:
@@ -233,9 +239,12 @@ def test_readers_without_gates_and_gates_without_readers_are_refused(gates, why)
         RunConfig.model_validate({"gates": gates})
 
 
-def test_two_readers_of_one_name_and_a_rubric_named_as_their_file_are_refused(tmp_path) -> None:
+def test_two_readers_of_one_name_and_a_rubric_named_as_their_file_are_refused() -> None:
     with pytest.raises(InputError, match="two models bear one name"):
         live_reader(CONFIG, lambda sources: (["says", "says"], list), None)
     assert live_reader(RunConfig(), lambda sources: ([], list), None) is None
     check_rewards(CONFIG)
+    with pytest.raises(InputError, match="a rubric named gates would share"):
+        check_reader(CONFIG, ["kardia", "gates"])
+    check_reader(RunConfig(), ["gates"])
     assert "gates.models.0" in CONFIG.model_sources
