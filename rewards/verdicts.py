@@ -69,8 +69,8 @@ class PairReading(Record):
     cause: Cause | None = None
 
 
-class _Unusable(Exception):
-    """One axis of an answer can't be used."""
+class Unusable(Exception):
+    """One field of an answer, such as an axis of a rubric, can't be used."""
 
     def __init__(self, cause: Cause) -> None:
         super().__init__(cause.value)
@@ -120,12 +120,14 @@ def read_rating(raw: str, rubric: Rubric, replies: Sequence[str], evidence: Evid
     found: dict[str, Reading] = {}
     for axis in rubric.axes:
         try:
-            fields = _fields(data, axis.name, ("evidence", "reason", "level"))
+            fields = fields_of(data, axis.name, ("evidence", "reason", "level"))
             level = _level(fields["level"], rubric.scale)
             _required_text(fields["reason"])
-            quote = _quote(_named(fields["evidence"], replies, evidence), replies, earns=level > rubric.scale.low)
+            quote = checked_quote(
+                _named(fields["evidence"], replies, evidence), replies, earns=level > rubric.scale.low
+            )
             found[axis.name] = Reading(level=level, evidence=quote)
-        except _Unusable as error:
+        except Unusable as error:
             found[axis.name] = Reading(cause=error.cause)
     return found
 
@@ -138,15 +140,15 @@ def read_pair(
     found: dict[str, PairReading] = {}
     for axis in rubric.axes:
         try:
-            fields = _fields(data, axis.name, ("first", "second", "reason", "better"))
+            fields = fields_of(data, axis.name, ("first", "second", "reason", "better"))
             better = _side(fields["better"])
             _required_text(fields["reason"])
             quotes = tuple(
-                _quote(_named(fields[side], said, evidence), said, earns=better == side)
+                checked_quote(_named(fields[side], said, evidence), said, earns=better == side)
                 for side, said in zip(("first", "second"), replies, strict=True)
             )
             found[axis.name] = PairReading(better=better, evidence=(quotes[0], quotes[1]))
-        except _Unusable as error:
+        except Unusable as error:
             found[axis.name] = PairReading(cause=error.cause)
     return found
 
@@ -155,39 +157,40 @@ def _answer(raw: str, rubric: Rubric, replies: Sequence[str]) -> dict[str, Any]:
     data = read_object(raw)
     if data.keys() - {axis.name for axis in rubric.axes}:
         raise BadAnswer("the answer had a key that was not asked for", Cause.EXTRA_KEY)
-    said = [_plain(reply) for reply in replies]
+    said = [plain(reply) for reply in replies]
     given = [one["reason"] for one in data.values() if isinstance(one, dict) and isinstance(one.get("reason"), str)]
-    reasons = [_plain(reason) for reason in given if reason.strip()]
+    reasons = [plain(reason) for reason in given if reason.strip()]
     # A verdict whose reasons stand in a reply was written by the one who is judged; its quotes stand there rightly.
     if reasons and all(any(reason in reply for reply in said) for reason in reasons):
         raise BadAnswer("the answer was taken from the talk, word for word", Cause.READY_MADE)
     return data
 
 
-def _fields(data: dict[str, Any], axis: str, names: Sequence[str]) -> dict[str, Any]:
+def fields_of(data: dict[str, Any], axis: str, names: Sequence[str]) -> dict[str, Any]:
+    """The object under ``axis``, which has the keys ``names`` and no other. Raises Unusable."""
     if axis not in data:
-        raise _Unusable(Cause.MISSING)
+        raise Unusable(Cause.MISSING)
     fields = data[axis]
     if isinstance(fields, bool):
-        raise _Unusable(Cause.BOOLEAN)
+        raise Unusable(Cause.BOOLEAN)
     if not isinstance(fields, dict):
-        raise _Unusable(Cause.NOT_FINITE if _infinite(fields) else Cause.WRONG_TYPE)
+        raise Unusable(Cause.NOT_FINITE if _infinite(fields) else Cause.WRONG_TYPE)
     if fields.keys() - set(names):
-        raise _Unusable(Cause.EXTRA_KEY)
+        raise Unusable(Cause.EXTRA_KEY)
     if set(names) - fields.keys():
-        raise _Unusable(Cause.MISSING)
+        raise Unusable(Cause.MISSING)
     return fields
 
 
 def _level(value: Any, scale: Scale) -> int:
     if isinstance(value, bool):
-        raise _Unusable(Cause.BOOLEAN)
+        raise Unusable(Cause.BOOLEAN)
     if _infinite(value):
-        raise _Unusable(Cause.NOT_FINITE)
+        raise Unusable(Cause.NOT_FINITE)
     if not isinstance(value, int):
-        raise _Unusable(Cause.WRONG_TYPE)
+        raise Unusable(Cause.WRONG_TYPE)
     if not scale.low <= value <= scale.high:
-        raise _Unusable(Cause.OUT_OF_RANGE)
+        raise Unusable(Cause.OUT_OF_RANGE)
     return value
 
 
@@ -197,21 +200,21 @@ def _infinite(value: Any) -> bool:
 
 def _side(value: Any) -> Side:
     if isinstance(value, bool):
-        raise _Unusable(Cause.BOOLEAN)
+        raise Unusable(Cause.BOOLEAN)
     if not isinstance(value, str):
-        raise _Unusable(Cause.WRONG_TYPE)
+        raise Unusable(Cause.WRONG_TYPE)
     sides: tuple[Side, ...] = ("first", "second", "tie")
     for side in sides:
         if value == side:
             return side
-    raise _Unusable(Cause.OUT_OF_RANGE)
+    raise Unusable(Cause.OUT_OF_RANGE)
 
 
 def _required_text(value: Any) -> str:
     if isinstance(value, bool):
-        raise _Unusable(Cause.BOOLEAN)
+        raise Unusable(Cause.BOOLEAN)
     if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_TEXT:
-        raise _Unusable(Cause.WRONG_TYPE)
+        raise Unusable(Cause.WRONG_TYPE)
     return value
 
 
@@ -220,51 +223,52 @@ def _named(value: Any, replies: Sequence[str], evidence: Evidence) -> Any:
     if evidence == "quote":
         return value
     if isinstance(value, bool):
-        raise _Unusable(Cause.BOOLEAN)
+        raise Unusable(Cause.BOOLEAN)
     if not isinstance(value, int):
-        raise _Unusable(Cause.WRONG_TYPE)
+        raise Unusable(Cause.WRONG_TYPE)
     if not 1 <= value <= len(replies):
-        raise _Unusable(Cause.OUT_OF_RANGE)
+        raise Unusable(Cause.OUT_OF_RANGE)
     return replies[value - 1]
 
 
-def _quote(value: Any, replies: Sequence[str], earns: bool) -> str:
+def checked_quote(value: Any, replies: Sequence[str], earns: bool) -> str:
     """The quote, checked: it stands in one reply, and where it ``earns`` anything it says more than a master key.
 
-    Where the replies hold nothing to be quoted, the lowest level needs no quote; any other can't have one.
+    Where the replies hold nothing to be quoted, the lowest level needs no quote; any other can't have one. Raises
+    Unusable.
     """
     if isinstance(value, str) and not earns and all(says_nothing(reply) for reply in replies):
         return ""
     if isinstance(value, str) and not value.strip():
-        raise _Unusable(Cause.NO_EVIDENCE)
-    quote, said = _bare(_required_text(value)), [_plain(reply) for reply in replies]
+        raise Unusable(Cause.NO_EVIDENCE)
+    quote, said = _bare(_required_text(value)), [plain(reply) for reply in replies]
     whole = any(quote == _bare(reply) for reply in replies)
     if not whole and not any(quote in reply for reply in said):
-        raise _Unusable(Cause.NOT_QUOTED)
+        raise Unusable(Cause.NOT_QUOTED)
     if not whole and len(TOKEN.findall(quote)) < LEAST_WORDS:
-        raise _Unusable(Cause.NO_EVIDENCE)
+        raise Unusable(Cause.NO_EVIDENCE)
     if earns and says_nothing(quote):
-        raise _Unusable(Cause.EMPTY_EVIDENCE)
+        raise Unusable(Cause.EMPTY_EVIDENCE)
     return value
 
 
 def says_nothing(text: str) -> bool:
     """Whether ``text`` holds no word, or nothing but a known master key."""
-    words = tuple(TOKEN.findall(_plain(text)))
+    words = tuple(TOKEN.findall(plain(text)))
     return not words or words in _master_keys()
 
 
 @cache
 def _master_keys() -> frozenset[tuple[str, ...]]:
     keys = yaml.safe_load((FOLDER / "master_keys.yaml").read_text(encoding="utf-8"))
-    return frozenset(tuple(TOKEN.findall(_plain(key))) for key in keys)
+    return frozenset(tuple(TOKEN.findall(plain(key))) for key in keys)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """``text`` in compatible forms, with one kind of quotation mark, single spaces and small letters."""
     return " ".join(unicodedata.normalize("NFKC", text.translate(QUOTES)).translate(QUOTES).casefold().split())
 
 
 def _bare(text: str) -> str:
     """``text`` in plain form, without the marks that people set around a quote."""
-    return re.sub(r"^(?:[\"'\s]|\.\.\.)+|(?:[\"'\s]|\.\.\.)+$", "", _plain(text))
+    return re.sub(r"^(?:[\"'\s]|\.\.\.)+|(?:[\"'\s]|\.\.\.)+$", "", plain(text))

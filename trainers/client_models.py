@@ -91,9 +91,14 @@ class ModelPool:
 
     def judges(self, term: JudgeTerm, *, fresh: bool = False) -> tuple[list[str], Callable[[], list[ModelClient]]]:
         """The names of a judge's models, and what makes views of them; ``fresh``: never from the cache."""
-        kept = (None, False) if fresh else (term.cache, term.offline)
-        views = [self._view(source, *kept) for source in term.models]
-        names = [self._reach(source, kept[1]).name for source in term.models]
+        return self.views(term.models, *((None, False) if fresh else (term.cache, term.offline)))
+
+    def views(
+        self, sources: Sequence[ModelSource], cache: Path | None = None, offline: bool = False
+    ) -> tuple[list[str], Callable[[], list[ModelClient]]]:
+        """The names of the models, and what makes views of them for one dialogue."""
+        views = [self._view(source, cache, offline) for source in sources]
+        names = [self._reach(source, offline).name for source in sources]
         return names, lambda: [view() for view in views]
 
     def _view(self, source: ModelSource, cache_file: Path | None, offline: bool) -> MakeView:

@@ -232,7 +232,7 @@ class RunConfig(Section):
 
     @property
     def model_sources(self) -> dict[str, ModelSource]:
-        """The language models that play clients or judge, by key; one that the evaluation shares stands once."""
+        """The language models that play clients, judge or read gates, by key; one that is shared stands once."""
         named: dict[str, ModelSource | None] = {}
         for key, client in (("client", self.client), ("evaluation.client", self.evaluation.client)):
             players = {key: client, **{f"{key}.members.{n}": m for n, m in client.members.items()}} if client else {}
@@ -240,6 +240,7 @@ class RunConfig(Section):
                 named |= {f"{place}.model": player.model, f"{place}.reply_model": player.reply_model}
         for place, judge in enumerate(self.judges):
             named |= {f"judges.{place}.models.{number}": source for number, source in enumerate(judge.models)}
+        named |= {f"gates.models.{number}": source for number, source in enumerate(self.gates.models)}
         return {key: source for key, source in named.items() if source}
 
     @model_validator(mode="after")

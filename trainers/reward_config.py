@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewards.gates.gate import Gate
 from trainers.client_config import Count, ModelSource, Section
@@ -52,11 +52,25 @@ class Gates(Section):
 
     names: list[Gate] = Field(default=[], description="Gates that void the gain.")
     read_only: list[Gate] = Field(default=[], description="Gates that are only counted and logged.")
+    judged: list[Gate] = Field(default=[], description="Gates of these that models read where no pattern closed.")
+    models: list[ModelSource] = Field(default=[], description="The models that read them; any of them can close.")
 
     @property
     def all(self) -> tuple[Gate, ...]:
         """Every gate that is checked, in the order in which they are known."""
         return tuple(gate for gate in ALL_GATES if gate in {*self.names, *self.read_only})
+
+    @model_validator(mode="after")
+    def _readers_fit(self) -> Gates:
+        if unknown := [gate for gate in self.judged if gate not in self.all]:
+            raise ValueError(
+                f"gates.judged: {unknown[0]} is not checked; name it under gates.names or gates.read_only too"
+            )
+        if self.judged and not self.models:
+            raise ValueError("gates.judged: needs a model that reads; name one under gates.models")
+        if self.models and not self.judged:
+            raise ValueError("gates.models: read nothing without gates.judged; name gates there, or remove the models")
+        return self
 
 
 class DeadSignals(Section):

@@ -24,6 +24,7 @@ from trainers.client_models import MODELS, ModelPool, check_client
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
 from trainers.evaluation import COMPARISON, Evaluation, check_budget, compare, evaluate, read_trajectories, settings_for
+from trainers.gate_reading import live_reader
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
 from trainers.policy_server import PolicyServer
@@ -162,7 +163,7 @@ def _train(
     from trainers.train import train
 
     config = plan.config
-    scoring = live_scoring(config, models.judges, folder)
+    scoring = live_scoring(config, models.judges, folder, live_reader(config, models.views, folder))
     progress.phase(f"training: {config.trainer.steps} steps")
     return train(
         assembly.train_settings(config),

@@ -23,6 +23,7 @@ from rewards.reward import Reward, weighted_total
 from rewards.rubric import Rubric, load_rubric, rubric_file
 from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source, Subject, standing_of
 from trainers.config import RunConfig
+from trainers.gate_reading import GateReader, check_reader, recorded_reader
 from trainers.reward_config import Gates, JudgeTerm
 from trainers.run_files import append_lines
 
@@ -38,17 +39,18 @@ Views = Callable[[JudgeTerm], tuple[Sequence[str], Callable[[], Sequence[ModelCl
 class Scoring:
     """Scores dialogues: every reward, the gates, and the total, which is None where a weighted part is.
 
-    ``pairs``: the rewards that may be compared pairwise, by name.
+    ``pairs``: the rewards that may be compared pairwise, by name; ``reader``: who reads gates after the patterns.
     """
 
     terms: tuple[tuple[Reward, float], ...]
     gates: Gates
     pairs: Mapping[str, PairwiseRubric] = field(default_factory=dict)
+    reader: GateReader | None = None
 
     async def __call__(self, trajectory: Trajectory) -> Score:
         """The score named "total", with its parts as they count."""
         parts = [await reward.score(trajectory) for reward, _ in self.terms]
-        found = self._gated(trajectory)
+        found = await self._gated(trajectory)
         parts = [_voided(part, trajectory, found.closed) for part in parts]
         if self.gates.all:
             parts.append(_gate_score(found.verdicts, found.counting))
@@ -75,13 +77,14 @@ class Scoring:
             columns = [await reward.scores([group[place][0] for place in present]) for reward in chosen]
             shares = dict(zip(present, zip(*columns, strict=True), strict=True))
             found += [
-                self._switched(*pair, shares[place]) if place in shares else pair[1] for place, pair in enumerate(group)
+                await self._switched(*pair, shares[place]) if place in shares else pair[1]
+                for place, pair in enumerate(group)
             ]
         return found
 
-    def _switched(self, trajectory: Trajectory, old: Score, shares: Sequence[Score]) -> Score:
+    async def _switched(self, trajectory: Trajectory, old: Score, shares: Sequence[Score]) -> Score:
         """A row's total with ``shares`` in the place of the parts of their names."""
-        found, by_name, absolutes = self._gated(trajectory), {share.name: share for share in shares}, []
+        found, by_name, absolutes = await self._gated(trajectory), {share.name: share for share in shares}, []
         parts: list[Score] = []
         for part in old.parts:
             if share := by_name.get(part.name):
@@ -93,8 +96,11 @@ class Scoring:
         absolutes.append(Score(name=TOTAL_ABSOLUTE, value=old.value, evidence="the total by ratings alone"))
         return self._total([*parts, *absolutes], found.blind, None)
 
-    def _gated(self, trajectory: Trajectory) -> _Gated:
-        verdicts = check_gates(trajectory, language_of(trajectory), self.gates.all) if self.gates.all else []
+    async def _gated(self, trajectory: Trajectory) -> _Gated:
+        language = language_of(trajectory)
+        verdicts = check_gates(trajectory, language, self.gates.all) if self.gates.all else []
+        if self.reader:
+            verdicts = await self.reader(trajectory, language, verdicts)
         return _Gated(verdicts, [verdict for verdict in verdicts if verdict.gate in self.gates.names])
 
     def _total(self, parts: Sequence[Score], blind: bool, per_turn: tuple[float | None, ...] | None) -> Score:
@@ -194,6 +200,7 @@ def _rules(term: JudgeTerm, seed: int) -> JudgeRules:
 def check_rewards(config: RunConfig) -> None:
     """Raises InputError for a reward, judge or certificate that isn't there, and one that can carry no weight."""
     judges = judges_of(config)
+    check_reader(config, [judge.rubric.name for _, judge in judges.values()])
     known = [*REWARDS, *judges]
     for term in config.rewards:
         if term.name not in known:
@@ -268,7 +275,7 @@ def judge_files(config: RunConfig) -> dict[str, str]:
     return files
 
 
-def live_scoring(config: RunConfig, views: Views, folder: Path | None) -> Scoring:
+def live_scoring(config: RunConfig, views: Views, folder: Path | None, reader: GateReader | None = None) -> Scoring:
     """Scoring that asks judges. ``views``: a judge's model names, and what makes views of them for one dialogue.
 
     A judgment, or a comparison, is written below ``folder`` before it is scored; None: it is not kept.
@@ -284,7 +291,7 @@ def live_scoring(config: RunConfig, views: Views, folder: Path | None) -> Scorin
             keep = _keeper(comparisons_file(folder, judge.rubric) if folder else None)
             asked = AskedComparisons(judge, models, language_of, keep)
             pairs[name] = _pairwise(config, name, term, judge, asked, names, term.certificates)
-    return Scoring(_terms(config, rewards), config.gates, pairs)
+    return Scoring(_terms(config, rewards), config.gates, pairs, reader)
 
 
 def _keeper(file: Path | None) -> Callable[[Judgment | Comparison], None]:
@@ -319,7 +326,7 @@ def recorded_scoring(config: RunConfig, folder: Path) -> Scoring:
             comparisons = read_comparisons(compared) if compared.exists() else {}
             recorded = RecordedComparisons(comparisons, judge, names, language_of)
             pairs[name] = _pairwise(config, name, term, judge, recorded, names, kept)
-    return Scoring(_terms(config, rewards), config.gates, pairs)
+    return Scoring(_terms(config, rewards), config.gates, pairs, recorded_reader(config, folder))
 
 
 def judgments_file(folder: Path, rubric: Rubric) -> Path:

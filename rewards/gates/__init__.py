@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rewards.gates.check import check_gates, check_messages, gated_emotions, gated_final
-from rewards.gates.gate import GATES, Gate, GateJudge, GateVerdict
+from rewards.gates.gate import GATES, Gate, GateVerdict
 
 __all__ = [
     "GATES",
     "Gate",
-    "GateJudge",
     "GateVerdict",
     "check_gates",
     "check_messages",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from envs.cards import Language
-from envs.trajectory import Message, Record
+from envs.trajectory import Record
 
 Gate = Literal[
     "crisis", "abrupt_refusal", "manipulation", "sycophancy", "false_humanity", "medical", "reward_talk"
@@ -30,13 +28,3 @@ class GateVerdict(Record):
     closed: bool | None
     evidence: str = ""
     cause: str = ""
-
-
-class GateJudge(Protocol):
-    """A second reader of the gates, such as a language model. None ships here: the patterns decide alone."""
-
-    name: str
-
-    async def judge(self, gate: Gate, messages: Sequence[Message], turn: int, language: Language) -> GateVerdict:
-        """The verdict on supporter message ``turn``, from what was said up to and including it."""
-        ...
