@@ -144,6 +144,7 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
         **{part: run.provenance.get(part) for part in ("packages", "python", "code")},
         judges=_judges(run),
         gates=run.config.gates.names,
+        gate_readers=[_source_name(source) for source in run.config.gates.models],
         spec=run.spec,
         trained_with=run.trained_with,
         bootstrapped=run.config.policy.model == BOOTSTRAP,

@@ -158,7 +158,7 @@ def test_the_card_repeats_that_a_judge_did_without_a_certificate_and_names_the_g
     plain, judged = (render(one, folder="x", parameters=1, adapter_hash="0" * 64) for one in (record, changed))
     assert "No safety gate voided gains." in plain and "judged by" not in plain
     assert "`rubric-kardia` was judged by m, **without a certificate that this judge agrees with people**" in judged
-    assert "Safety gates that voided a dialogue's gain: crisis, medical." in judged
+    assert "Safety gates that voided a dialogue's gain: crisis, medical, read by patterns." in judged
 
 
 def test_the_card_leaves_nothing_unfilled(released: Path) -> None:
