@@ -129,9 +129,13 @@ class Recording(Record):
 
 
 def read_recordings(path: Path) -> list[Recording]:
-    """Every dialogue of a file of JSON lines, plain or gzipped. Raises InputError naming a broken line and its file."""
+    """Every dialogue of a file of JSON lines, plain or gzipped. Raises InputError naming a broken line and its file, or
+    a file that holds none."""
     card_map = load_map(KIND)
-    return [_recording(row, card_map) for row in json_lines(path, read_text(path))]
+    found = [_recording(row, card_map) for row in json_lines(path, read_text(path))]
+    if not found:
+        raise InputError(f"{path}: holds no dialogue; give a file of recordings, one a line")
+    return found
 
 
 def _recording(row: Row, card_map: CardMap) -> Recording:

@@ -16,7 +16,7 @@ from rich.text import Text
 from envs.cards import PersonaCard
 from envs.clients.client import Client
 from envs.dialogue import DialoguePlan, Supporter, run_dialogue
-from envs.errors import InputError
+from envs.errors import InputError, RunError
 from envs.receipts import TrajectoryLog
 from envs.trajectory import ClientTurn, Generation, Message, Stop, Trajectory
 from scripts.commands.cards import find_card
@@ -124,7 +124,7 @@ def _as_supporter(config: RunConfig, card: PersonaCard, hidden: bool, seed: int,
 
 def _tell_end(trajectory: Trajectory) -> None:
     if trajectory.stop is Stop.ERROR and not (trajectory.error or "").startswith(Left.__name__):
-        raise InputError(f"the talk broke off: {trajectory.error}")
+        raise RunError(f"the talk broke off: {trajectory.error}")
     path = " → ".join(f"{emotion:g}" for emotion in trajectory.emotions)
     stdout().print(Text(f"{ENDINGS.get(trajectory.stop, 'You ended the talk.')} Emotion: {path}", style="bold"))
 

@@ -114,3 +114,10 @@ def test_the_talk_as_client_is_shown_the_role_and_kept(monkeypatch, tmp_path, ca
 def test_what_cannot_be_played_is_refused_with_the_remedy(options, said, capsys) -> None:
     assert main(["chat", *options]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_does_not_answer_ends_the_talk_as_a_failed_run(monkeypatch, capsys) -> None:
+    types(monkeypatch, REPLIES[:1])
+    dead = ["client.model.endpoint.base_url=http://127.0.0.1:9/v1", "client.model.endpoint.model=m"]
+    assert main(["chat", "--card", CARD, "client.spec=sage-v1", *dead, "dialogue.deadline_seconds=1"]) == 1
+    assert "the talk broke off: ClientFailure" in " ".join(capsys.readouterr().err.split())

@@ -229,3 +229,9 @@ def test_the_published_recordings_replay_to_every_emotion_they_hold(file, final,
     for one in played[:20]:
         replies = [turn.supporter.text for turn in one.turns]
         assert spoken(ReplayClient(one, load_rules()), replies)[1:] == [turn.client for turn in one.turns]
+
+
+def test_a_file_without_a_dialogue_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no dialogue"):
+        read_recordings(tmp_path / "empty.jsonl")
