@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
-
-BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
+from trainers.trainer_config import Trainer, trainer_conflicts
 
 
 class Run(Section):
@@ -91,62 +90,6 @@ class Dialogue(Section):
     concurrency: Count = Field(default=32, description="Dialogues in flight at once.")
     deadline_seconds: Positive = Field(default=300, description="A dialogue that takes longer ends as failed.")
     max_turns: Count | None = Field(default=None, description="Turn limit; none: the client spec's.")
-
-
-class Trainer(Section):
-    """How the adapter is trained. A step is one batch of dialogues and the updates on it."""
-
-    algorithm: Literal["grpo"] = Field(
-        default="grpo", description="GRPO: group-relative advantages (arXiv 2402.03300)."
-    )
-    steps: Count = Field(default=24, description="Batches of dialogues.")
-    cards_per_step: Count = Field(default=4, description="Cards in a batch.")
-    dialogues_per_card: int = Field(
-        default=8, ge=2, description="Dialogues with each card: the group that a dialogue is compared with."
-    )
-    minibatches: Count = Field(default=2, description="Parts of a batch of dialogues, with an optimizer step on each.")
-    iterations: Count = Field(default=1, description="How often a batch of dialogues is gone through.")
-    micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
-    learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="Course of the learning rate."
-    )
-    warmup_steps: int = Field(
-        default=0, ge=0, description="Optimizer steps over which the learning rate rises to its value."
-    )
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
-    kl: float = Field(default=0.04, ge=0, description="Weight of the KL divergence from the base model.")
-    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="Clip of the probability ratio, both ways."
-    )
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
-        default="grpo",
-        description="How token losses are averaged: grpo over each dialogue (arXiv 2402.03300), dapo over the batch.",
-    )
-    combine: Literal["total", "decoupled"] = Field(
-        default="total",
-        description="Advantages of the weighted total, or each reward's own, then added (GDPO, arXiv 2601.05242).",
-    )
-    scale_rewards: Literal["group", "none"] = Field(
-        default="group", description="Whether advantages are divided by the group's standard deviation."
-    )
-    max_grad_norm: Positive = Field(default=1.0, description="Gradient clip.")
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations: a third more time, far less memory."
-    )
-    checkpoint_every: Count = Field(default=10, description="Steps between checkpoints.")
-    keep_checkpoints: Count = Field(default=2, description="Checkpoints that are kept, newest first.")
-    report_to: list[Literal["wandb", "tensorboard", "mlflow", "trackio"]] = Field(
-        default=[], description="Trackers; metrics.jsonl is written always."
-    )
-    logprob_tolerance: Positive = Field(
-        default=1e-4,
-        description="Nats: the run fails when sampling and training log-probabilities of a token differ by more.",
-    )
-    error_budget: Share = Field(
-        default=0.25, description="The run halts when a larger share of a step's dialogues or scores fails."
-    )
-    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training devices.")
 
 
 class Engine(Section):
@@ -247,7 +190,8 @@ class RunConfig(Section):
     def _combines(self) -> RunConfig:
         problems = [
             *_policy_conflicts(self),
-            *_trainer_conflicts(self),
+            *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
+            *_reward_conflicts(self),
             *_engine_conflicts(self),
             *_device_conflicts(self),
             *_client_conflicts(self),
@@ -276,24 +220,10 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
     return problems
 
 
-def _trainer_conflicts(config: RunConfig) -> list[str]:
-    trainer, problems = config.trainer, []
-    rows, devices = trainer.cards_per_step * trainer.dialogues_per_card, max(1, len(config.devices.training))
-    pieces = trainer.minibatches * trainer.micro_batch * devices
-    if rows % pieces:
-        problems.append(
-            f"trainer.micro_batch: {rows} dialogues a step (cards_per_step x dialogues_per_card) are no multiple of "
-            f"minibatches x micro_batch x training devices ({pieces}); change one of these"
-        )
-    if config.policy.dtype == "bfloat16" and trainer.logprob_tolerance < BF16_TOLERANCE:
-        problems.append(
-            f"trainer.logprob_tolerance: {trainer.logprob_tolerance:g} can't hold in bfloat16, where two engines "
-            f"round differently; raise it to {BF16_TOLERANCE:g} or more, or set policy.dtype to float32"
-        )
+def _reward_conflicts(config: RunConfig) -> list[str]:
+    problems = []
     if not any(term.weight for term in config.rewards):
         problems.append("rewards: none carries weight, so nothing would be trained; give one a weight above 0")
-    if trainer.combine == "decoupled" and trainer.scale_rewards == "none":
-        problems.append("trainer.scale_rewards: decoupled rewards are always scaled; set group, or combine: total")
     if both := sorted({*config.gates.names} & {*config.gates.read_only}):
         problems.append(f"gates.read_only: {both[0]} stands under gates.names too; keep it in one of them")
     names = [term.name for term in config.rewards]

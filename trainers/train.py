@@ -118,10 +118,11 @@ def train(
         trainer = DialogueTrainer(
             model=str(model_dir),
             args=args,
-            train_dataset=Dataset.from_dict({"prompt": card_schedule([card.id for card in cards], settings)}),
+            train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
             worker=_worker(settings, cards, **played),
+            schedule=Rotation([card.id for card in cards], settings).of,
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
             watcher=watcher,
             rule=rule,
@@ -151,18 +152,23 @@ def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any
     )
 
 
-def card_schedule(card_ids: Sequence[str], settings: TrainSettings) -> list[str]:
-    """Which card each group plays, in order: every card once in a seeded order, then all again in another one.
+@dataclass(frozen=True)
+class Rotation:
+    """Every card once in a seeded order, then all again in another one."""
 
-    The whole run is one pass over this list, so that the schedule doesn't hang on a data loader's random state.
-    """
-    schedule: list[str] = []
-    wanted = settings.steps * settings.cards_per_step
-    while len(schedule) < wanted:
-        order = list(card_ids)
-        random.Random(derived_seed(settings.seed, "cards", len(schedule))).shuffle(order)
-        schedule += order
-    return schedule[:wanted]
+    card_ids: Sequence[str]
+    settings: TrainSettings
+
+    def of(self, step: int) -> list[str]:
+        """The card of each group of a step, (cards_per_step,)."""
+        count, drawn = self.settings.cards_per_step, len(self.card_ids)
+        places = range(step * count, (step + 1) * count)
+        return [self._round(place // drawn)[place % drawn] for place in places]
+
+    def _round(self, number: int) -> list[str]:
+        order = list(self.card_ids)
+        random.Random(derived_seed(self.settings.seed, "cards", number * len(order))).shuffle(order)
+        return order
 
 
 def _lora(settings: TrainSettings) -> LoraConfig:
@@ -197,7 +203,7 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         steps_per_generation=micro_batches,
         gradient_accumulation_steps=micro_batches // settings.minibatches,
         num_iterations=settings.iterations,
-        num_generations=settings.group_size,
+        num_generations=settings.rows,  # one row of the dataset a step; groups are ours
         max_steps=settings.steps * updates,
         shuffle_dataset=False,
         learning_rate=settings.learning_rate,

@@ -39,6 +39,7 @@ from trainers.usage import USAGE, DialogueUsage, usage_line
 from trainers.watch import repetition
 from trainers.watching import Watcher
 
+Schedule = Callable[[int], Sequence[str]]  # from a step to the card of each of its groups, (cards_per_step,)
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
 
@@ -52,7 +53,7 @@ class Limits:
 
 
 class DialogueTrainer(GRPOTrainer):
-    """Trains an adapter on dialogues. A dataset row is one dialogue: {"prompt": card id}.
+    """Trains an adapter on dialogues. A dataset row stands for one step; ``schedule`` says whom it talks with.
 
     Credit comes from a CreditAssigner; TRL's own advantages and rewards are replaced. ``step_metrics`` describes the
     last rollout.
@@ -62,6 +63,7 @@ class DialogueTrainer(GRPOTrainer):
         self,
         *args: Any,
         worker: RolloutWorker,
+        schedule: Schedule,
         credit: CreditAssigner,
         server: PolicyServer,
         runner: asyncio.Runner,
@@ -86,7 +88,7 @@ class DialogueTrainer(GRPOTrainer):
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
-        self._group_size, self._watcher = worker.group_size, watcher
+        self._group_size, self._watcher, self._schedule = worker.group_size, watcher, schedule
         self._rule, self._history = rule, list(history)  # the counts of the steps before, on which a switch depends
         self._watched: dict[str, Any] = {}
         self._watch_seconds = 0.0
@@ -149,9 +151,11 @@ class DialogueTrainer(GRPOTrainer):
             parts["watch"] = self._watch_seconds
         return parts | {"likelihoods": whole - sum(parts.values())}
 
-    def collect(self, card_ids: Sequence[str]) -> Rollout:
-        """Run this rank's dialogues for the current step. Raises RunError, on every rank, past a budget."""
-        step, first_row = self.rollout_step, self.accelerator.process_index * len(card_ids)
+    def collect(self, rows: int) -> Rollout:
+        """Run this rank's ``rows`` dialogues of the current step. Raises RunError, on every rank, past a budget."""
+        step, first_row = self.rollout_step, self.accelerator.process_index * rows
+        planned = [card_id for card_id in self._schedule(step) for _ in range(self._group_size)]
+        card_ids = planned[first_row : first_row + rows]
         adapter = self.vllm_generation.name
         if self._watcher:
             started = time.monotonic()
@@ -232,9 +236,9 @@ def updates_per_rollout(args: Any) -> int:
 
 
 def _roll_out(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
-    """TRL's rollout function: prompts are card ids; what comes back is prompt and completion parts, (rows,) each."""
+    """TRL's rollout function: one prompt a row; what comes back is prompt and completion parts, (rows,) each."""
     assert isinstance(trainer, DialogueTrainer)
-    rollout = trainer.collect(prompts)
+    rollout = trainer.collect(len(prompts))
     parts = [(sample, sample.prompt_length) for sample in rollout.samples]
     return {
         "prompt_ids": [list(sample.ids[:cut]) for sample, cut in parts],

@@ -112,7 +112,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         (["devices.training=[0, 1]", "devices.engine=[1]"], "devices.engine", "the same GPUs as devices.training"),
         (["devices.engine=[0]"], "devices.training", "name the GPUs that train"),
         (["trainer.deepspeed=configs/deepspeed/zero2.json"], "trainer.deepspeed", "remove it, or name two or more"),
-        (["trainer.dialogues_per_card=1"], "trainer.dialogues_per_card", "greater than or equal to 2"),
+        (["trainer.dialogues_per_card=1"], "trainer.dialogues_per_card", "set 2 or more"),
         (["trainer.kl=.nan"], "trainer.kl", "finite number"),
         (["rewards=[]"], "rewards", "at least 1 item"),
     ],
