@@ -120,6 +120,8 @@ class _Rows:
 class _NoServer:
     """Takes adapters and samples nothing."""
 
+    in_process = True
+
     def publish(self, adapter_dir: Path) -> str:
         return adapter_dir.name
 

@@ -100,6 +100,8 @@ async def emotion_reward(trajectory: Trajectory) -> Score:
 class ScriptedServer:
     """Answers with the given ids, one list a request, and keeps what it was asked. An exhausted script raises."""
 
+    in_process = True
+
     def __init__(self, replies: Sequence[Sequence[int]]) -> None:
         self._replies = [tuple(ids) for ids in replies]
         self.prompts: list[list[int]] = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -38,40 +38,53 @@ class AdapterSync:
     def sync_weights(self) -> None:
         """Write the current adapter, publish it under a new name, and let go of versions older than the window."""
         started = time.monotonic()
-        version = self._trainer.state.global_step
-        path = _unused(self._directory / f"v{version:06d}")
+        # The first rank says where: another one might look when the folder is already there.
+        place = [str(_unused(self._directory / f"v{self._trainer.state.global_step:06d}"))]
+        broadcast_object_list(place, from_process=0)
+        path = Path(place[0])
         write_adapter(self._trainer, path)
-        outcome: list[str | None] = [None, None]
-        if self._trainer.accelerator.is_main_process:
-            outcome = self._publish(path)
-        broadcast_object_list(outcome, from_process=0)
-        self.name, problem = outcome
-        if problem:
+        # A failure on one rank has to be heard on all.
+        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome(None, None)])
+        self.name = outcomes[0].name
+        if problem := next((outcome.problem for outcome in outcomes if outcome.problem), None):
             raise RunError(problem)
         self.seconds = time.monotonic() - started
 
-    def _publish(self, path: Path) -> list[str | None]:
-        """[name, None], or [None, what went wrong]: the other ranks must hear of a failure too."""
+    @property
+    def _publishes(self) -> bool:
+        """Whether this rank tells a server of its adapters: the first one does, or each its own."""
+        return self._trainer.accelerator.is_main_process or self._server.in_process
+
+    def _publish(self, path: Path) -> _Outcome:
         try:
             name = self._server.publish(path)
             self._published.append((name, path))
             while len(self._published) > self._window:
                 old, files = self._published.pop(0)
                 self._server.retire(old)
-                shutil.rmtree(files)
+                self._delete(files)
         except RunError as error:
-            return [None, str(error)]
-        return [name, None]
+            return _Outcome(None, str(error))
+        return _Outcome(name, None)
 
     def close(self) -> None:
         """Retire what is still published and delete the files of all versions, those of a stopped run too."""
-        if not self._trainer.accelerator.is_main_process:
-            return
         for name, _ in self._published:
             self._server.retire(name)
         self._published.clear()
         for path in self._directory.glob("v*"):
+            self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        if self._trainer.accelerator.is_main_process:
             shutil.rmtree(path)
+
+
+class _Outcome(NamedTuple):
+    """What came of publishing: the adapter's name, or what went wrong."""
+
+    name: str | None
+    problem: str | None
 
 
 def write_adapter(trainer: GRPOTrainer, path: Path) -> None:

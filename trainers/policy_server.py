@@ -31,6 +31,11 @@ class Sampled:
 class PolicyServer(Protocol):
     """Serves the base model and the published adapters. Safe to call for many dialogues at once."""
 
+    @property
+    def in_process(self) -> bool:
+        """Whether each training process has an engine of its own, or all of them share a server."""
+        ...
+
     async def generate(
         self,
         prompt_ids: Sequence[int],

@@ -136,12 +136,17 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
-        if checkpoint and trainer.value_head:
-            trainer.value_head.load(checkpoint)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        write_adapter(trainer, run_dir / FINAL_ADAPTER)
-        trainer.vllm_generation.close()
-    return run_dir / FINAL_ADAPTER
+        return _finished(trainer, run_dir / FINAL_ADAPTER, checkpoint)
+
+
+def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
+    """Train to the end, from ``checkpoint`` on where there is one, and write the adapter to ``final``."""
+    if checkpoint and trainer.value_head:
+        trainer.value_head.load(checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    write_adapter(trainer, final)
+    trainer.vllm_generation.close()
+    return final
 
 
 def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any) -> RolloutWorker:

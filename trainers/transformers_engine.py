@@ -23,6 +23,8 @@ from trainers.policy_server import Sampled, adapter_name, checked
 class TransformersEngine:
     """Serves a copy of the base model of its own; see PolicyServer."""
 
+    in_process = True
+
     def __init__(self, model_dir: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)

@@ -128,6 +128,11 @@ class VllmServer:
     _client: httpx.AsyncClient | None = None
     _loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def in_process(self) -> bool:
+        """The server is a process of its own, and every training process may ask it."""
+        return False
+
     @classmethod
     def start(cls, settings: VllmSettings) -> Self:
         """Start a server, wait until it answers, and send it a first request, which is slow.

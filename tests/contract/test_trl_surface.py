@@ -7,13 +7,13 @@ from importlib.metadata import version
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from transformers import Trainer, TrainerCallback
 from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
 
 from scripts.training_step import random_model
 from trainers.adapter_sync import AdapterSync
@@ -36,7 +36,40 @@ def test_the_method_we_override_takes_the_rows_and_returns_the_batch():
 
 def test_nothing_else_of_trl_is_overridden():
     ours = {name for name in vars(DialogueTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
-    assert ours - {"_abc_impl"} == {"_generate_and_score_completions"}
+    assert ours - {"_abc_impl"} == {
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+        "_compute_loss",
+    }
+
+
+def test_the_first_pass_over_likelihoods_of_a_rollout_is_that_under_the_policy():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    first = source.index("self._get_per_token_logps_and_entropies(")
+    assert source[:first].rstrip().endswith("old_per_token_logps, _, _ =")
+    assert source.index("ref_per_token_logps, _, _ =") > first
+
+
+def test_the_loss_makes_one_pass_and_takes_an_advantage_for_each_token():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert source.count("self._get_per_token_logps_and_entropies(") == 1
+    assert "if advantages.dim() == 1:" in source
+    assert 'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes' in source
+    assert "self.current_gradient_accumulation_steps / self.args.steps_per_generation" in source
+
+
+def test_the_likelihoods_come_out_of_the_model_s_call_one_column_short():
+    source = inspect.getsource(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert "outputs = model(**model_inputs, labels=labels, fused_lm_head=True)" in source
+    assert "outputs.log_probs[:, -logits_to_keep:]" in source
+    assert parameters(GRPOTrainer._get_per_token_logps_and_entropies)[:6] == [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size",
+    ]  # fmt: skip
+    assert "hidden_states = backbone_outputs.last_hidden_state[:, :-1]" in inspect.getsource(add_fused_lm_head)
+
+
+def test_the_base_of_peft_s_model_is_called_past_its_hooks_so_ours_hang_on_peft_s():
+    assert "self.model.forward(" in inspect.getsource(BaseTuner.forward)
 
 
 def test_the_trainer_syncs_weights_through_the_object_that_we_put_there_and_only_when_they_changed():

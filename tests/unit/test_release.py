@@ -257,6 +257,8 @@ class RecordedServer:
     Every ``other``-th reply ends in another token.
     """
 
+    in_process = True
+
     def __init__(self, evaluated: Sequence[Trajectory], off: float = 0.0, other: int = 0) -> None:
         self.known, self.off, self.other = {}, off, other
         self.asked, self.names, self.retired = 0, [], []
