@@ -17,9 +17,9 @@ from typing import Any
 
 from envs.errors import InputError
 
-EXCHANGES = 4  # client messages of the longest dialogue that is rendered; some templates change at the third or fourth
 CLIENT = tuple(f"placeholder {number} of the client" for number in ("one", "two", "three", "four"))
 REPLIES = tuple(f"placeholder {number} of a reply" for number in ("one", "two", "three", "four"))
+EXCHANGES = len(CLIENT)  # of the longest dialogue that is rendered; some templates change at the third or fourth
 ODD_TEXTS = {  # what is odd about a text: the text, said by client and policy alike
     "a text of several lines": "first line\n\n  second line\nthird",
     "a text beyond ASCII": "我很难过。 Ça va? 🙂",
