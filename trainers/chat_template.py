@@ -9,19 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from envs.cards import Language
 from envs.errors import InputError
 from envs.models.fence import without_thought
+from trainers.template_probe import refusal, take_apart
 
 Tokenizer = Any  # a transformers tokenizer; its own annotations are too wide to be checked against
 
 PROMPTS_DIR = Path(__file__).resolve().parent.parent / "configs" / "prompts"
-FIRST, REPLY, SECOND = "placeholder one", "placeholder two", "placeholder three"
-REMEDY = "name a template that keeps the history as it was (policy.chat_template), or another model"
 
 
 @dataclass(frozen=True)
@@ -93,32 +92,18 @@ def _is_control(token: str) -> bool:
 
 def check_template(tokenizer: Tokenizer, system_prompt: str | None) -> ChatTemplate:
     """Take the tokenizer's chat template apart. Raises InputError when it can't carry a dialogue."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    first, reply, second = (
-        {"role": role, "content": text} for role, text in (("user", FIRST), ("assistant", REPLY), ("user", SECOND))
-    )
-    opening = _rendered(tokenizer, [*system, first])
-    dialogue = _rendered(tokenizer, [*system, first, reply, second])
-    if not dialogue.startswith(opening + REPLY):
-        raise InputError(
-            "policy: the chat template is not prefix-preserving: with the client's next message, what came before it "
-            f"is rendered differently; {REMEDY}"
-        )
-    rest = dialogue.removeprefix(opening + REPLY)
-    if opening.count(FIRST) != 1 or rest.count(SECOND) != 1 or (system_prompt or "").strip() not in opening:
-        raise InputError(f"policy: the chat template leaves out the system prompt or a message; {REMEDY}")
-    head, tail = opening.split(FIRST)
-    between, next_tail = rest.split(SECOND)
-    closing = _ids(tokenizer, between)
+    source = str(tokenizer.chat_template)
+    pieces = take_apart(partial(_rendered, tokenizer), source, system_prompt)
+    closing = _ids(tokenizer, pieces.between)
     if not closing or closing[0] not in tokenizer.get_added_vocab().values():
-        raise InputError(f"policy: the chat template does not close a reply with a token of its own; {REMEDY}")
+        raise refusal(f"does not close a reply with a token of its own: {pieces.between!r} follows it", source)
     return ChatTemplate(
         tokenizer=tokenizer,
-        head=_ids(tokenizer, head),
-        tail=_ids(tokenizer, tail),
+        head=_ids(tokenizer, pieces.head),
+        tail=_ids(tokenizer, pieces.tail),
         end_of_turn=closing[0],
         between=closing[1:],
-        next_tail=_ids(tokenizer, next_tail),
+        next_tail=_ids(tokenizer, pieces.next_tail),
     )
 
 
@@ -126,13 +111,8 @@ def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _rendered(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of its own and may raise anything
-        raise InputError(
-            f"policy: the chat template can't render a supporter's dialogue ({error}); {REMEDY}"
-        ) from error
+def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], **variables: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables))
 
 
 def load_tokenizer(model_dir: Path, chat_template: Path | None = None) -> Tokenizer:
