@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so that a command can check every
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -81,7 +82,10 @@ def model_folder(
         # Its corpus is played with the embedded client, whoever plays the client of the run.
         spec = client_spec(config)
         spec = spec if spec.kind == "appraisal" else load_spec(EMBEDDED)
-        return bootstrap(CACHE, cards, spec, prompt, template, progress=progress)
+        CACHE.mkdir(exist_ok=True)
+        with (CACHE / "bootstrap.lock").open("w") as lock:  # whoever wants it meanwhile waits, and finds it made
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return bootstrap(CACHE, cards, spec, prompt, template, progress=progress)
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -163,10 +167,17 @@ def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySe
     )
 
 
-def join_server(config: RunConfig) -> PolicyServer:
-    """The server that the first rank starts or was given, once it answers. Raises InputError when it never does."""
+def join_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
+    """The server that the first rank starts or was given, once it answers; or an engine of this rank's own.
+
+    Raises InputError when it never answers, or nobody said where it is.
+    """
+    if config.engine.kind == "transformers":
+        return start_server(config, model_dir, log_file)
     from trainers.vllm_server import HOST, VllmServer
 
+    if not config.engine.urls and config.engine.port is None:
+        raise InputError("engine.port: is needed by several training processes, which look for the server there")
     urls = config.engine.urls or [f"http://{HOST}:{config.engine.port}"]
     last = time.monotonic() + config.engine.start_timeout
     while True:

@@ -129,7 +129,10 @@ def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
     config = plan.config
     model_dir = assembly.policy_dir(config)
     templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
-    with closing(assembly.join_server(config)) as server, ModelPool(config, config.run.folder) as models:
+    with (
+        closing(assembly.join_server(config, model_dir, config.run.folder / SERVER_LOG)) as server,
+        ModelPool(config, config.run.folder) as models,
+    ):
         _train(plan, config.run.folder, model_dir, server, templates, models, resume, Progress())
     return {}
 
