@@ -23,6 +23,7 @@ from rewards.reward import Reward, weighted_total, weighted_turns
 from rewards.rubric import Rubric, load_rubric, rubric_file
 from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source, Subject, standing_of
 from trainers.config import RunConfig
+from trainers.credit import CHANGE, EMOTION
 from trainers.gate_reading import GateReader, check_reader, recorded_reader
 from trainers.reward_config import Gates, JudgeTerm
 from trainers.run_files import append_lines
@@ -208,15 +209,33 @@ def check_rewards(config: RunConfig) -> None:
     weights = {term.name: term.weight for term in config.rewards}
     for name, (term, judge) in judges.items():
         certificates(term.certificates)
-        if weights.get(name) and not term.certificates and not term.uncertified:
+        carries = weights.get(name) or name == config.trainer.attribution
+        if carries and not term.certificates and not term.uncertified:
             raise InputError(
-                f"judges: {judge.rubric.name} has a weight under rewards and no certificate: nothing says that this "
+                f"judges: {judge.rubric.name} has a weight under rewards, or attributes, and no certificate: nothing says that this "
                 "judge agrees with people. Certify it (attune judge certify) and name the file under certificates; or "
                 "give it weight 0, which logs it; or set uncertified: true, which the model card repeats"
             )
     if (watching := config.watch.judge) and (watching not in judges or weights.get(watching)):
         raise InputError(f"watch.judge: {watching!r} must be a judge under judges (rubric-NAME) that carries no weight")
     _check_pairwise(config, judges, weights)
+    _check_attribution(config, judges)
+
+
+def _check_attribution(config: RunConfig, judges: Mapping[str, tuple[JudgeTerm, Judge]]) -> None:
+    """Raises InputError where credit by utterance has nobody to say what each reply's share is."""
+    source = config.trainer.attribution
+    if config.trainer.credit != "utterance":
+        return
+    if source == CHANGE and EMOTION not in [term.name for term in config.rewards]:
+        raise InputError(
+            "trainer.attribution: change reads the emotion's changes; add emotion to rewards (weight 0 will do)"
+        )
+    if source != CHANGE and (source not in judges or judges[source][1].rubric.scope != "turn"):
+        raise InputError(
+            f"trainer.attribution: {source!r} must be `{CHANGE}` or a judge under judges (rubric-NAME) that rates "
+            "single replies, such as rubric-attribution"
+        )
 
 
 def _check_pairwise(

@@ -26,6 +26,7 @@ SHIPPED = {
         "dialogue", 0, 2,
         ["describe", "express", "assert", "reinforce", "mindful", "appear_confident", "negotiate"],
     ),
+    "attribution": ("turn", 0, 3, ["contribution"]),
 }  # fmt: skip
 
 GOOD = """\
