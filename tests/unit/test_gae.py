@@ -118,6 +118,7 @@ def test_advantages_and_returns_are_the_reference_s(rollout: tuple[Grid, Grid, G
 
 
 @given(rollout=rollouts())
+@settings(deadline=None)
 def test_without_discount_and_with_lambda_1_a_return_is_the_sum_of_what_follows(rollout: tuple[Grid, Grid, Grid]):
     rewards, values, mask = rollout
     _, returns = our_gae(rewards, values, mask, 1.0, 1.0)
@@ -126,6 +127,7 @@ def test_without_discount_and_with_lambda_1_a_return_is_the_sum_of_what_follows(
 
 
 @given(rollout=rollouts(), discount=FACTORS)
+@settings(deadline=None)
 def test_with_lambda_0_an_advantage_is_one_step_s_surprise(rollout: tuple[Grid, Grid, Grid], discount: float):
     rewards, values, mask = rollout
     advantages, _ = our_gae(rewards, values, mask, discount, 0.0)
@@ -137,6 +139,7 @@ def test_with_lambda_0_an_advantage_is_one_step_s_surprise(rollout: tuple[Grid, 
 
 
 @given(rollout=rollouts(), lam=FACTORS, seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_padding_anywhere_and_the_order_of_rows_change_no_advantage(
     rollout: tuple[Grid, Grid, Grid], lam: float, seed: int
 ):
@@ -147,6 +150,7 @@ def test_padding_anywhere_and_the_order_of_rows_change_no_advantage(
 
 
 @given(path=st.lists(st.lists(st.integers(0, 100), min_size=2, max_size=9), min_size=1, max_size=5))
+@settings(deadline=None)
 def test_the_changes_of_emotion_on_the_way_add_up_to_what_the_dialogue_gained(path: list[list[int]]):
     """Rewards per turn (e_t - e_{t-1}) / 100 telescope: the first token's return is (e_T - e_0) / 100."""
     width = 3 * max(len(row) for row in path)
@@ -213,6 +217,7 @@ def test_whitening_on_several_ranks_is_whitening_of_all_their_rows(mask: Grid, d
 
 
 @given(mask=masks(), data=st.data(), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_padding_anywhere_and_the_order_of_rows_change_no_whitened_number(mask: Grid, data: st.DataObject, seed: int):
     x = data.draw(grids(mask.shape))
     (changed_x, changed_mask), order = rearranged(np.random.default_rng(seed), x, mask)
