@@ -184,12 +184,12 @@ def test_whitened_numbers_are_the_reference_s(mask: Grid, data: st.DataObject, c
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("number", [0.0, 0.1, -1e-7, 1 / 3, 12345.678])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 24])
-def test_whitening_without_spread_gives_zeros(number: float, count: int, dtype: torch.dtype):
-    mask = (torch.arange(24) < count).float().view(2, 12)
-    found = ours.whiten(torch.where(mask == 1, number, JUNK).to(dtype), mask, alone)
-    assert found.dtype == dtype and (found == 0).all()
+@pytest.mark.parametrize("number", [0.0, 0.1, -1e-7, 1 / 3, 12345.678, 1e6 / 3])
+def test_whitening_without_spread_gives_zeros(number: float, dtype: torch.dtype):
+    for count in range(25):
+        mask = (torch.arange(24) < count).to(dtype).view(2, 12)
+        found = ours.whiten(mask * number + (1 - mask) * JUNK, mask, alone)
+        assert found.dtype == dtype and (found == 0).all(), count
 
 
 @given(mask=masks().filter(lambda mask: mask.shape[0] > 1), data=st.data())

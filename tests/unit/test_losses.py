@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from tests.reference import Batch, Grid, Rule, grids, masks, policy_loss
+from tests.reference import Batch, Grid, Rule, grids, masks, policy_loss, value_loss
+from trainers.credit import GroupRelative, ValueBased, ValueLoss
+from trainers.train import TrainSettings, training_arguments
+from trainers.trainer import DialogueTrainer
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
 
@@ -81,7 +85,7 @@ def trl_inputs(batch: Batch, part: Part, per_row: bool) -> dict[str, torch.Tenso
         "advantages": torch.tensor(batch.advantages[:, 0] if per_row else batch.advantages),
         "old_per_token_logps": torch.tensor(batch.old_logps),
         "ref_per_token_logps": torch.tensor(batch.ref_logps),
-        "importance_sampling_ratio": torch.tensor(batch.sampler_ratios),
+        "importance_sampling_ratio": torch.tensor(batch.sampler_ratios[:, :1] if per_row else batch.sampler_ratios),
         "num_items_in_batch": torch.tensor(part.tokens),
     }
 
@@ -221,8 +225,12 @@ def test_the_reference_s_gradient_is_the_slope_of_its_loss(rule: Rule, batch: Ba
 def test_loss_and_gradient_are_the_reference_s_for_every_loss_type(
     rule: Rule, batch: Batch, per_row: bool, corrected: bool
 ):
-    if per_row:
-        batch = replace(batch, advantages=np.repeat(batch.advantages[:, :1], batch.mask.shape[1], axis=1))
+    if per_row:  # one advantage, and one ratio to the sampler, for a dialogue
+        columns = batch.mask.shape[1]
+        alike = {
+            name: np.repeat(vars(batch)[name][:, :1], columns, axis=1) for name in ("advantages", "sampler_ratios")
+        }
+        batch = replace(batch, **alike)
     seen = batch if corrected else replace(batch, sampler_ratios=np.ones(batch.mask.shape))
     loss, gradient = trl_loss(rule, batch, whole(batch), per_row, corrected)
     expected_loss, expected_gradient = policy_loss(rule, seen)
@@ -268,3 +276,96 @@ def test_padding_anywhere_and_the_order_of_rows_change_nothing(rule: Rule, batch
     found, found_gradient = trl_loss(rule, changed, whole(changed))
     assert close(found, loss)
     assert close(found_gradient[changed.mask == 1], gradient[order][batch.mask[order] == 1])
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the value head's loss reads, (B, T) each."""
+
+    values: Grid
+    old_values: Grid
+    returns: Grid
+
+    def rows(self, first: int, last: int) -> Values:
+        return Values(**{name: grid[first:last] for name, grid in vars(self).items()})
+
+
+def our_loss(
+    rule: Rule, batch: Batch, part: Part, heard: Values | None, value: ValueLoss | None
+) -> tuple[float, Grid, Grid]:
+    """Our trainer's loss, and its gradients (B, T) by the log-probabilities and by the values of the same pass."""
+    logps = torch.tensor(batch.logps, requires_grad=True)
+    values = torch.tensor(heard.values if heard else np.zeros(batch.mask.shape), requires_grad=True)
+    trainer = bare_trainer(DialogueTrainer, rule, part, logps, corrected=True)
+    trainer._credit = ValueBased(value=value) if value else GroupRelative(2)
+    trainer._heard = [torch.full_like(values, 1e6)]  # of the pass before
+
+    def passed(*_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
+        trainer._heard.append(values)
+        return logps, torch.zeros_like(logps), None
+
+    trainer._get_per_token_logps_and_entropies = passed
+    inputs = trl_inputs(batch, part, per_row=False)
+    if heard:
+        inputs |= {"old_values": torch.tensor(heard.old_values), "returns": torch.tensor(heard.returns)}
+    loss = trainer._compute_loss(None, inputs)
+    loss.backward()
+    assert logps.grad is not None
+    return loss.item(), logps.grad.numpy(), np.zeros(batch.mask.shape) if values.grad is None else values.grad.numpy()
+
+
+@given(rule=rules(), batch=batches())
+@settings(deadline=None)
+def test_without_a_value_head_our_loss_is_trl_s(rule: Rule, batch: Batch):
+    loss, gradient, by_values = our_loss(rule, batch, whole(batch), None, None)
+    expected, expected_gradient = trl_loss(rule, batch, whole(batch))
+    assert loss == expected and (gradient == expected_gradient).all() and (by_values == 0).all()
+
+
+@given(rule=rules(), batch=batches(least_rows=2), data=st.data())
+@settings(deadline=None)
+def test_the_value_head_s_loss_is_averaged_over_the_step_s_tokens_whatever_the_policy_s_is(
+    rule: Rule, batch: Batch, data: st.DataObject
+):
+    """On one rank or two, in one pass or several, of a rollout that is one optimizer step."""
+    rows, shape = batch.mask.shape[0], batch.mask.shape
+    heard = Values(*(data.draw(grids(shape, largest_power=1)) for _ in range(3)))
+    value = ValueLoss(coef=data.draw(st.sampled_from([0.1, 0.5, 2.0])), clip=data.draw(st.sampled_from([0.2, 5.0])))
+    parts = data.draw(st.sampled_from([n for n in range(1, rows + 1) if rows % n == 0]))
+    ranks = data.draw(st.sampled_from([n for n in range(1, parts + 1) if parts % n == 0]))
+    size = rows // parts
+    part = Part(parts // ranks, parts // ranks, ranks, batch.mask.sum())
+    pieces = [(batch.rows(first, first + size), heard.rows(first, first + size)) for first in range(0, rows, size)]
+    found = [our_loss(rule, piece, part, values, value) for piece, values in pieces]
+    policy = [trl_loss(rule, piece, part) for piece, _ in pieces]
+    losses, slopes = value_loss(heard.values, heard.old_values, heard.returns, batch.mask, value.clip)
+    weight = value.coef / max(batch.mask.sum(), 1)
+    beside = sum(ours[0] - theirs[0] for ours, theirs in zip(found, policy, strict=True)) / ranks
+    scale = 1 + abs(sum(theirs[0] for theirs in policy))
+    assert beside == pytest.approx(weight * losses.sum(), rel=1e-6, abs=1e-9 * scale)
+    assert close(np.concatenate([by_values for _, _, by_values in found]) / ranks, weight * slopes)
+    for ours, theirs in zip(found, policy, strict=True):
+        assert (ours[1] == theirs[1]).all()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("epsilon_high", [None, 0.28])
+def test_what_a_run_is_set_to_is_the_rule_that_its_loss_follows(
+    loss_type: str, epsilon_high: float | None, tmp_path: Path
+):
+    """The settings' epsilon is the paper's, for each loss type: ratios stay within [1 - epsilon, 1 + epsilon_high]."""
+    settings = TrainSettings(steps=1, epsilon=0.2, epsilon_high=epsilon_high, loss_type=loss_type)
+    args = training_arguments(settings, tmp_path)
+    rule = Rule(loss_type, 0.2, epsilon_high or 0.2, settings.beta, settings.sampling.max_context)
+    changes = [math.log(ratio) for ratio in (1.0, 1.1, 1.25, 1.5, 3.0, 0.7, 0.9)]
+    batch = one_row(changes, [0.0] * 7, [1, 2, 3, -1, 1, -2, 1], [1, 1, 1, 1, 1, 1, 1])
+    logps = torch.tensor(batch.logps, requires_grad=True)
+    trainer = bare_trainer(GRPOTrainer, rule, whole(batch), logps, corrected=True)
+    trainer.loss_type, trainer.importance_sampling_level = args.loss_type, args.importance_sampling_level
+    trainer.epsilon_low, trainer.beta = args.epsilon, args.beta
+    trainer.epsilon_high = args.epsilon if args.epsilon_high is None else args.epsilon_high  # as TRL's constructor
+    trainer.max_completion_length = args.max_completion_length
+    loss = GRPOTrainer._compute_loss(trainer, None, trl_inputs(batch, whole(batch), per_row=False))
+    loss.backward()
+    expected, gradient = policy_loss(rule, batch)
+    assert close(loss.item(), expected) and logps.grad is not None and close(logps.grad.numpy(), gradient)
