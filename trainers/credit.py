@@ -43,7 +43,8 @@ LEVELS = 3  # shares are 0, 1, 2 or 3 thirds
 @dataclass(frozen=True)
 class Credit:
     """What each row's turns are credited with, ``turns`` (B, turns): advantages, or with PPO rewards. A row that failed
-    or was not scored has 0 on each. With credit for whole dialogues a row holds one number.
+    or could not be scored has advantage 0 on each, and no reward at all. With credit for whole dialogues a row holds
+    one number.
 
     ``groups_without_variance``: groups without a signal, of ``groups``.
     """
@@ -221,26 +222,27 @@ class ValueBased:
         return {"rewards": list(credit)}
 
     def of(self, scores: Sequence[Score], turns: Sequence[int]) -> Credit:
-        """The rewards of each turn. There are no groups."""
+        """The rewards of each turn; none for a row without a total. There are no groups."""
         paths = turn_rewards(scores, turns, self.kind, self.attribution)
         if self.kind == "utterance":
             paths = [path and [reward / len(path) for reward in path] for path in paths]
-        rows = zip(paths, turns, strict=True)
-        return Credit(tuple(tuple(path or [0.0] * count) for path, count in rows), 0, 0)
+        return Credit(tuple(tuple(path or ()) for path in paths), 0, 0)
 
     def spread(self, credit: Sequence[Sequence[float]], batch: TokenBatch) -> dict[str, Tensor]:
-        """{"advantages", "returns", "old_values"}, (B, T) each; advantages are whitened over all ranks."""
+        """{"advantages", "returns", "old_values", "value_mask"}, (B, T) each; advantages are whitened over all ranks.
+
+        Of a row without rewards nothing is learnt, by the value head neither.
+        """
         from trainers.gae import gae, token_rewards, whiten
 
         assert batch.values_BT is not None
-        mask_BT = batch.turns_BT >= 0
-        # A row that isn't trained on has no token to carry a reward.
-        paths = [row if there else () for row, there in zip(credit, mask_BT.any(1).tolist(), strict=True)]
-        rewards_BT = token_rewards(paths, batch.turns_BT, self.reference_kl, batch.logps_BT, batch.ref_logps_BT)
+        rewarded_B = batch.turns_BT.new_tensor([[bool(row)] for row in credit]).bool()
+        mask_BT = (batch.turns_BT >= 0) & rewarded_B
+        rewards_BT = token_rewards(credit, batch.turns_BT, self.reference_kl, batch.logps_BT, batch.ref_logps_BT)
         values_BT = batch.values_BT * mask_BT
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, self.discount, self.lam)
         advantages_BT = whiten(advantages_BT, mask_BT, batch.gathered)
-        return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
+        return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT, "value_mask": mask_BT}
 
 
 def turn_rewards(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 Gathered = Callable[[Tensor], Tensor]  # sums a small tensor over all ranks
 STD_FLOOR = 1e-8
+ROUNDING = 1e-14  # of a float64 mean
 
 
 def token_rewards(
@@ -33,7 +34,7 @@ def token_rewards(
     """
     rewards_BT = torch.zeros_like(logps_BT)
     if ref_logps_BT is not None:
-        rewards_BT = -kl_coef * (logps_BT - ref_logps_BT) * (turns_BT >= 0)
+        rewards_BT = torch.where(turns_BT >= 0, -kl_coef * (logps_BT - ref_logps_BT), 0.0)
     for row, rewards in enumerate(turn_rewards):
         for turn, reward in enumerate(rewards):
             places = (turns_BT[row] == turn).nonzero()
@@ -57,8 +58,8 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float,
         error_B = rewards_BT[:, t] + discount * value_B - values_BT[:, t]
         advantage_B = torch.where(ours_B, error_B + discount * lam * advantage_B, advantage_B)
         value_B = torch.where(ours_B, values_BT[:, t], value_B)
-        advantages_BT[:, t] = advantage_B * ours_B
-    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+        advantages_BT[:, t] = torch.where(ours_B, advantage_B, 0.0)
+    return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0.0)
 
 
 def whiten(x_BT: Tensor, mask_BT: Tensor, gathered: Gathered = lambda sums: sums) -> Tensor:
@@ -74,11 +75,14 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, gathered: Gathered = lambda sums: sums
 def _centred(x_BT: Tensor, mask_BT: Tensor, gathered: Gathered) -> tuple[Tensor, float]:
     """``x_BT`` less its mean over the mask, in float64, and its deviation; 0 off the mask."""
     mask_BT = mask_BT.bool()
-    x64 = x_BT.double() * mask_BT
+    x64 = torch.where(mask_BT, x_BT.double(), 0.0)
     total, count = gathered(torch.stack([x64.sum(), mask_BT.sum().double()])).tolist()
     centred_BT = (x64 - total / max(1.0, count)) * mask_BT
     squares = float(gathered((centred_BT**2).sum().unsqueeze(0))[0])
-    return centred_BT, (squares / max(1.0, count)) ** 0.5
+    deviation = (squares / max(1.0, count)) ** 0.5
+    # Equal numbers differ from their own mean by its rounding.
+    flat = deviation <= ROUNDING * abs(total) / max(1.0, count)
+    return (torch.zeros_like(x64), 0.0) if flat else (centred_BT, deviation)
 
 
 def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
@@ -86,7 +90,7 @@ def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mas
     ``clip`` of the old one where this is larger."""
     near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     errors_BT = torch.maximum((values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2)
-    return 0.5 * errors_BT * mask_BT
+    return torch.where(mask_BT.bool(), 0.5 * errors_BT, 0.0)
 
 
 def explained_variance(

@@ -224,7 +224,10 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         max_grad_norm=settings.max_grad_norm,
         beta=settings.beta,
         epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
+        # CISPO (arXiv 2506.13585) has no lower bound, and TRL takes its upper one as the ratio itself.
+        epsilon_high=1 + (settings.epsilon_high or settings.epsilon)
+        if settings.loss_type == "cispo"
+        else settings.epsilon_high,
         # GSPO (arXiv 2507.18071) is TRL's grpo with one ratio for the whole sequence.
         loss_type="grpo" if settings.loss_type == "gspo" else settings.loss_type,
         importance_sampling_level="sequence" if settings.loss_type == "gspo" else "token",

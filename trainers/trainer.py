@@ -172,7 +172,7 @@ class DialogueTrainer(GRPOTrainer):
             kl = tokens.gathered(torch.stack([(ratio_BT.exp() - ratio_BT - 1).sum(), mask_BT.sum().float()]))
             self._metrics["train"]["kl"].append(float(kl[0] / kl[1].clamp(min=1)))
         if "returns" in batch:
-            explained = explained_variance(batch["old_values"], batch["returns"], mask_BT, tokens.gathered)
+            explained = explained_variance(batch["old_values"], batch["returns"], batch["value_mask"], tokens.gathered)
             self._metrics["train"]["explained_variance"].append(explained)
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ class DialogueTrainer(GRPOTrainer):
         if self._credit.value is None:
             return loss
         (values_BT,) = self._heard
-        value, mask_BT = self._credit.value, inputs["completion_mask"] * inputs["tool_mask"]
+        value, mask_BT = self._credit.value, inputs["value_mask"]
         losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
         # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
         share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)

@@ -81,7 +81,7 @@ def test_an_utterance_s_share_may_be_a_judge_s():
 
 
 def test_ppo_s_rewards_stand_at_the_end_or_at_each_turn():
-    assert ValueBased().of([score(0.6, 0.2, 0.1), score(None)], [2, 3]).turns == ((0.0, 0.6), (0.0, 0.0, 0.0))
+    assert ValueBased().of([score(0.6, 0.2, 0.1), score(None)], [2, 3]).turns == ((0.0, 0.6), ())
     assert ValueBased("turn").of([score(0.6, 0.2, 0.1)], [2]).turns == ((0.2, 0.1),)
 
 
@@ -96,7 +96,13 @@ def test_every_token_of_a_turn_has_the_turn_s_advantage_and_no_other_has_any():
     assert spread["advantages"].tolist() == [[0.5, 0.5, 0, -0.5], [1, 0, 0, 0]]
 
 
-def test_a_row_that_is_not_trained_on_carries_no_reward():
-    found = ValueBased("turn").spread([(0.4, 0.2), (0.9,)], batch([[0, 0, -1, 1], [-1, -1, -1, -1]]))
+def test_of_a_row_without_rewards_nothing_is_learnt():
+    found = ValueBased("turn").spread([(0.4, 0.2), ()], batch([[0, 0, -1, 1], [0, -1, -1, -1]]))
     assert found["returns"].tolist() == [pytest.approx([0.6, 0.6, 0, 0.2]), [0, 0, 0, 0]]
+    assert found["value_mask"].tolist() == [[True, True, False, True], [False] * 4]
     assert float(found["advantages"].sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_could_not_be_attributed_is_not_trained_on_as_if_it_were_worth_nothing():
+    unrated = score(0.1, 0.1, 0.1, parts=(score(0.1, 0.1, 0.1), Score(name="rubric-attribution", value=None)))
+    assert ValueBased("utterance", "rubric-attribution").of([unrated], [2]).turns == ((),)

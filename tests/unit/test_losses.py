@@ -308,6 +308,7 @@ def our_loss(
     inputs = trl_inputs(batch, part, per_row=False)
     if heard:
         inputs |= {"old_values": torch.tensor(heard.old_values), "returns": torch.tensor(heard.returns)}
+        inputs["value_mask"] = torch.tensor(batch.mask)
     loss = trainer._compute_loss(None, inputs)
     loss.backward()
     assert logps.grad is not None
