@@ -214,8 +214,8 @@ def check_rewards(config: RunConfig) -> None:
             raise InputError(
                 f"judges: {judge.rubric.name} has a weight under rewards and no certificate, or attributes without: "
                 "nothing says that this judge agrees with people. Certify it (attune judge certify) and name the "
-                "file under certificates; or give it weight 0, which logs it; or set uncertified: true, which the model "
-                "card repeats"
+                "file under certificates; or give it weight 0, which logs it; or set uncertified: true, which the "
+                "model card repeats"
             )
     if (watching := config.watch.judge) and (watching not in judges or weights.get(watching)):
         raise InputError(f"watch.judge: {watching!r} must be a judge under judges (rubric-NAME) that carries no weight")
