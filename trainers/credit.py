@@ -61,10 +61,12 @@ class Credit:
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """The value head's loss: its weight beside the policy's, and how far a value may move before it is clipped."""
+    """How a value head is trained: the weight of its loss beside the policy's, how far a value may move before the loss
+    is clipped, and AdamW's learning rate for the head's own weights."""
 
     coef: float = 0.5
     clip: float = 0.2
+    learning_rate: float = 0.02
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def credit_assigner(config: RunConfig) -> CreditAssigner:
             discount=trainer.discount,
             lam=trainer.gae_lambda,
             reference_kl=trainer.kl,
-            value=ValueLoss(trainer.value_coef, trainer.value_clip),
+            value=ValueLoss(trainer.value_coef, trainer.value_clip, trainer.value_learning_rate),
         )
     if trainer.combine == "decoupled":
         return GroupDecoupled(size, kind, tuple(term.weight for term in config.rewards))

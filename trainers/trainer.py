@@ -225,6 +225,18 @@ class DialogueTrainer(GRPOTrainer):
         """A number of this rank for TRL's means over ranks and passes."""
         self._metrics["train"][name].append(float(self.accelerator.gather(value).mean()))  # type: ignore[union-attr]
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The parent's, with the value head's weights at their own learning rate and without decay."""
+        given = self.optimizer
+        optimizer = super().create_optimizer(model)
+        if given is None and self.value_head and self._credit.value:
+            head = {id(weight) for weight in self.value_head.weights}
+            for group in optimizer.param_groups:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in head]
+            own = {"params": self.value_head.weights, "lr": self._credit.value.learning_rate, "weight_decay": 0.0}
+            optimizer.add_param_group(own)
+        return optimizer
+
     def _seconds(self, rollout: Rollout, whole: float) -> dict[str, float]:
         """Wall clock of each part of a step before the updates; what is left of ``whole`` went into likelihoods."""
         parts = {

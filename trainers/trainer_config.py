@@ -76,6 +76,9 @@ class Trainer(Section):
     )
     value_coef: Positive = Field(default=0.5, description="ppo: weight of the value head's loss.")
     value_clip: Positive = Field(default=0.2, description="ppo: how far a value may move before its loss is clipped.")
+    value_learning_rate: Positive = Field(
+        default=0.02, description="ppo: AdamW's for the value head: about how far a value moves in an optimizer step."
+    )
     max_grad_norm: Positive = Field(default=1.0, description="Gradient clip.")
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: a third more time, far less memory."
@@ -122,7 +125,7 @@ def _algorithm_conflicts(trainer: Trainer) -> list[str]:
                 "trainer.dialogues_per_card: grpo compares dialogues with the same card; set 2 or more, or "
                 "trainer.algorithm to ppo"
             )
-        for name in ("discount", "gae_lambda", "value_coef", "value_clip"):
+        for name in ("discount", "gae_lambda", "value_coef", "value_clip", "value_learning_rate"):
             if name in given and getattr(trainer, name) != Trainer.model_fields[name].default:
                 problems.append(f"trainer.{name}: says nothing to grpo, which has no value head; remove it")
     if trainer.algorithm == "ppo" and trainer.combine == "decoupled":

@@ -1,6 +1,8 @@
 """A value head on the policy: one number a token, how much reward is to come, from the same pass as its likelihoods.
 
-A linear layer on the last hidden state, in fp32, starting at 0. It lies inside the wrapped model, so that data-parallel
+A linear layer on the last hidden state, in fp32, starting at 0. The state is brought to a root mean square of 1 and the
+layer's sum is divided by the width, so that one step of AdamW moves a value by about the head's learning rate, however wide
+the model is. It lies inside the wrapped model, so that data-parallel
 and sharded training see its weights, and outside the adapter, so that no release carries it. Its loss reaches the
 adapter through the hidden state, as in PPO with a shared trunk (arXiv 1707.06347).
 """
@@ -17,6 +19,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from trl.trainer.utils import FusedCausalLMOutput
 
 from envs.errors import InputError
@@ -88,7 +91,8 @@ class ValueHead:
         if not isinstance(output, FusedCausalLMOutput) or hidden is None:
             return output
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self._layer(hidden[:, :-1].float()).squeeze(-1)
+            state = rms_norm(hidden[:, :-1].float(), hidden.shape[-1:])
+            values = self._layer(state / hidden.size(-1)).squeeze(-1)
         if self._heard is not None:
             self._heard.append(values)
         return ValuedOutput(**output, state_values=values)

@@ -40,6 +40,7 @@ def test_nothing_else_of_trl_is_overridden():
         "_generate_and_score_completions",
         "_get_per_token_logps_and_entropies",
         "_compute_loss",
+        "create_optimizer",
     }
 
 
