@@ -101,7 +101,7 @@ def _numbers(one: ArmResult | CellResult) -> Row:
         _mean(one.tuned),
         _interval(one.gain, signed=True),
         NOTHING if one.garbled is None else f"{one.garbled * 100:.1f}",
-        f"{whole} ({training})",
+        NOTHING if one.training_seconds is None else f"{whole} ({training})",
     )
 
 

@@ -31,7 +31,7 @@ def test_two_cells_are_trained_verified_and_compared(tmp_path: Path, capsys: pyt
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
     out = tmp_path / "out"
     assert attune.main(["sweep", "-c", str(tmp_path / "grid.yaml"), "--out", str(out), "--jobs", "2", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed == json.loads((out / "sweep.json").read_text(encoding="utf-8"))
     assert [arm["training_dialogues"] for arm in printed["arms"]] == [6, 2]
     assert printed["pairs"][0]["dialogues_share"] == pytest.approx(1 / 3, abs=1e-6)

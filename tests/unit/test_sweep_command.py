@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from envs.errors import InputError
 from scripts import attune, sweep_runs
 from tests.unit.small_run import make_run
 from trainers.config_file import dump_config
@@ -95,29 +96,27 @@ def test_two_at_once_share_the_cores_and_give_the_same_report(
     assert (tmp_path / "one" / "sweep.json").read_bytes() == (tmp_path / "two" / "sweep.json").read_bytes()
 
 
-def test_a_folder_of_another_sweep_is_refused_before_anything_runs(
-    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_another_sweep_is_refused(grid: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sweep(grid, out)
-    capsys.readouterr()
-    assert sweep(grid, out) == 2
-    assert "holds a sweep already" in capsys.readouterr().err
-    assert sweep(grid, out, "--resume", "trainer.kl=0.3") == 2
-    assert "is not what this sweep would be" in capsys.readouterr().err
+    mine, other = load_grid(grid), load_grid(grid, ["trainer.kl=0.3"])
+    sweep_runs.take_folder(out, mine, [], resume=False)
+    with pytest.raises(InputError, match="holds a sweep already"):
+        sweep_runs.take_folder(out, mine, [], resume=False)
+    with pytest.raises(InputError, match="is not what this sweep would be"):
+        sweep_runs.take_folder(out, other, [], resume=True)
+    sweep_runs.take_folder(out, mine, [], resume=True)
 
 
-def test_a_cell_that_ran_with_another_config_is_refused(
-    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    sweep(grid, out)
-    (cell, *_) = cells_of(load_grid(grid), grid, out)
-    (cell.folder / "config.yaml").write_text(dump_config(cell.config).replace("steps: 24", "steps: 25"), "utf-8")
-    assert sweep(grid, out, "--resume") == 2
-    assert "fine-seed0/config.yaml: is not what the grid says" in capsys.readouterr().err
-    shutil.rmtree(cell.folder)
-    assert sweep(grid, out, "--resume") == 1  # run anew; broken stays broken
+def test_a_cell_that_ran_with_another_config_is_refused(grid: Path, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", load_grid(grid)
+    cells = cells_of(mine, grid, out)
+    kept = cells[0].folder / "config.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(dump_config(cells[0].config), encoding="utf-8")
+    sweep_runs.take_folder(out, mine, cells, resume=False)
+    kept.write_text(dump_config(cells[0].config).replace("steps: 24", "steps: 25"), encoding="utf-8")
+    with pytest.raises(InputError, match="is not what the grid says"):
+        sweep_runs.take_folder(out, mine, cells, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +133,10 @@ def test_what_is_missing_on_the_command_line_is_named(
 ) -> None:
     assert attune.main(["sweep", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_loads_nothing_heavy_before_it_draws() -> None:
+    heavy = ("matplotlib", "torch", "transformers")
+    code = f"import sys, scripts.commands.sweep; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
