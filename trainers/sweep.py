@@ -27,8 +27,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 class Arm(Section):
     """One setting that is tried. In a file its keys stand beside the name: ``{name: ppo, trainer.algorithm: ppo}``."""
 
-    name: Annotated[str, Field(pattern=NAME)]
-    keys: dict[str, Any] = Field(default={})
+    name: Annotated[str, Field(pattern=NAME)] = Field(description="Name of the arm, and of its runs' folders.")
+    keys: dict[str, Any] = Field(default={}, description="What differs from the base, by dotted key.")
 
     @model_validator(mode="before")
     @classmethod
@@ -40,24 +40,23 @@ class Arm(Section):
 
 
 class Pair(Section):
-    """Two arms to compare. ``within``: the share of the other's dialogues in which ``arm`` is asked to reach it."""
+    """Two arms to compare."""
 
-    arm: str
-    other: str = Field(alias="with")
-    within: Share = 0.6
+    arm: str = Field(description="The arm that is looked at.")
+    other: str = Field(alias="with", description="The arm that it is compared with.")
+    within: Share = Field(default=0.6, description="Share of the other's dialogues in which it is asked to get there.")
 
 
 class Grid(Section):
-    """A sweep: ``arms``, each also with every value of ``axes`` where there are any, times ``seeds``, over ``base``.
+    """A sweep: ``arms``, each also with every value of ``axes`` where there are any, times ``seeds``, over ``base``."""
 
-    ``compare``: none: every arm with the first.
-    """
-
-    base: Path | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    arms: list[Arm] = Field(default=[])
-    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
-    compare: list[Pair] | None = None
+    base: Path | None = Field(default=None, description="A run's configuration; none: the defaults.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs of each arm.")
+    arms: list[Arm] = Field(default=[], description="What is compared.")
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default={}, description="Values by dotted key; every arm is run with every one."
+    )
+    compare: list[Pair] | None = Field(default=None, description="Which arms; none: every arm with the first.")
 
     @model_validator(mode="after")
     def _combines(self) -> Grid:
@@ -113,7 +112,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         arms = grid.crossed()
     except FileNotFoundError:
-        known = ", ".join(str(file) for file in sorted(Path("configs").glob("sweep*.yaml")))
+        known = ", ".join(str(file) for file in sorted(Path("configs/sweeps").glob("*.yaml")))
         raise InputError(f"{path}: there is no such file" + (f"; grids here: {known}" if known else "")) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: can't be read as YAML: {error}") from error

@@ -20,7 +20,7 @@ from trainers.sweep_report import SweepReport, report_sweep, write_report
 
 PAGE = "sweep.md"
 
-app = command_app("attune sweep --config configs/sweep_demo.yaml --out runs/sweep")
+app = command_app("attune sweep --config configs/sweeps/demo.yaml --out runs/sweep")
 
 
 @app.command(epilog=app.info.epilog)

@@ -14,7 +14,7 @@ from envs.errors import InputError
 from scripts.sweep_runs import check_cells
 from trainers.sweep import _as_yaml, cells_of, dump_grid, load_grid
 
-SHIPPED = Path("configs/sweep_demo.yaml")
+SHIPPED = Path("configs/sweeps/demo.yaml")
 ARMS = [{"name": "grpo"}, {"name": "short", "trainer.steps": 5}]
 
 

@@ -123,9 +123,9 @@ def test_a_cell_that_ran_with_another_config_is_refused(grid: Path, tmp_path: Pa
     ("arguments", "said"),
     [
         ([], "give --config GRID and --out DIR"),
-        (["--config", "configs/sweep_demo.yaml"], "give --config GRID and --out DIR"),
+        (["--config", "configs/sweeps/demo.yaml"], "give --config GRID and --out DIR"),
         (["--report", "x", "--out", "y"], "--report runs nothing"),
-        (["--config", "configs/nothing.yaml", "--out", "x"], "grids here: configs/sweep_demo.yaml"),
+        (["--config", "configs/nothing.yaml", "--out", "x"], "grids here: configs/sweeps/demo.yaml"),
     ],
 )
 def test_what_is_missing_on_the_command_line_is_named(
