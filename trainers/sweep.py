@@ -133,7 +133,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
 def dump_grid(grid: Grid) -> str:
     """The grid as YAML, which ``load_grid`` reads back to the same."""
     data = grid.model_dump(mode="json", by_alias=True, exclude={"arms", "axes"})
-    return yaml.safe_dump(data | {"arms": [_flat(arm) for arm in grid.arms]}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(data | {"arms": [_flat(arm) for arm in grid.arms]}, sort_keys=False)
 
 
 def cells_of(grid: Grid, path: Path, out: Path) -> list[Cell]:
@@ -168,7 +168,7 @@ def _last(key: str) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))  # escaped: a bare U+0085 is lost
     return text.removesuffix("\n").removesuffix("\n...")
 
 
