@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.errors import InputError
@@ -64,6 +64,7 @@ def test_the_kept_grid_reads_back_to_the_same(tmp_path: Path) -> None:
     assert load_grid(tmp_path / "kept.yaml") == grid
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_a_value_reaches_the_run_as_it_stands_in_the_grid(value: Any) -> None:
     assert yaml.safe_load(_as_yaml(value)) == value
