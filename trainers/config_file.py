@@ -42,7 +42,7 @@ OTHER_NAMES = {
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The checked configuration. ``overrides``: "trainer.steps=10", values read as YAML. Raises InputError."""
     data = _read(path) if path else {}
-    given = [_parsed(override) for override in overrides]
+    given = [parse_override(override) for override in overrides]
     for key, value in given:
         _set(data, key, value)
     source = _Source(str(path) if path else "defaults", tuple(key for key, _ in given))
@@ -91,7 +91,8 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parsed(override: str) -> tuple[str, Any]:
+def parse_override(override: str) -> tuple[str, Any]:
+    """The key and the value of "trainer.steps=10". Raises InputError where it is nothing of the kind."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise InputError(f"{COMMAND_LINE}: {override!r} is not of the form section.key=value, such as trainer.steps=10")

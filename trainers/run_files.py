@@ -10,6 +10,11 @@ from typing import Any
 
 from envs.errors import RunError
 
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+# Written into a checkpoint when all else in it is on disk.
+COMPLETE = "COMPLETE"
+
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Append lines and wait until they are on disk. Raises RunError naming the file."""

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
-from trainers.run_files import append_lines, keep_lines
+from trainers.run_files import CHECKPOINTS, COMPLETE, METRICS, append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
 from trainers.scoring import JUDGMENTS
@@ -18,10 +18,6 @@ from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, upda
 from trainers.usage import USAGE
 from trainers.watching import ALARMS, Watcher
 
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-# Written into a checkpoint when all else in it is on disk.
-COMPLETE = "COMPLETE"
 # Ours <- TRL's names for what it measures while it updates.
 UPDATE_METRICS = {
     "loss": "loss",
