@@ -60,7 +60,7 @@ class Player(NamedTuple):
 
 @dataclass(frozen=True)
 class RolloutWorker:
-    """Runs and scores dialogues between the policy and simulated clients, those of ``further`` where a plan names them.
+    """Runs and scores dialogues between the policy and simulated clients, each of one of ``players``.
 
     Every row of a group meets the same client: the client's seed comes from (run seed, step, group), so that the
     opening is shared and advantages compare replies. The policy's seed comes from (run seed, step, dialogue index).
@@ -70,15 +70,13 @@ class RolloutWorker:
     templates: Mapping[Language, ChatTemplate]
     sampling: Sampling
     cards: Mapping[str, PersonaCard]
-    spec: ClientSpec
-    make_client: MakeClient
+    players: Sequence[Player]
     reward: Reward
     seed: int
     group_size: int
     concurrency: int
     deadline_seconds: float | None = None
     compare: Compare | None = None
-    further: Sequence[Player] = ()
 
     async def run(
         self,
@@ -115,8 +113,7 @@ class RolloutWorker:
     def _plan(self, card_id: str, spec: str, step: int, row: int, adapter: str | None) -> DialoguePlan:
         group, member = divmod(row, self.group_size)
         card = self.cards[card_id]
-        players = (Player(self.spec, self.make_client), *self.further)
-        player = next(player for player in players if player.spec.name == spec)
+        player = next(player for player in self.players if player.spec.name == spec)
         client_seed = derived_seed(self.seed, "client", step, group)
         policy_seed = derived_seed(self.seed, "policy", step, row)
         return DialoguePlan(

@@ -112,8 +112,7 @@ def train(
         raise InputError("cards: none to train on; check cards.paths, cards.languages and cards.train_split")
     args = training_arguments(settings, run_dir)
     checkpoint = prepare_run_dir(run_dir, resume, args)
-    played = {"server": server, "templates": templates, "spec": spec, "make_client": make_client}
-    played |= {"reward": reward, "compare": compare, "further": further}
+    played = {"server": server, "templates": templates, "reward": reward, "compare": compare}
     if watcher:
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
@@ -123,9 +122,8 @@ def train(
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
-            worker=_worker(settings, cards, **played),
-            schedule=schedule
-            or Rotation([card.id for card in cards], spec.name, settings.seed, settings.cards_per_step),
+            worker=_worker(settings, cards, players=[Player(spec, make_client), *further], **played),
+            schedule=schedule or _rotation(settings, cards, spec),
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
             watcher=watcher,
             rule=rule,
@@ -153,6 +151,10 @@ def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any
         deadline_seconds=settings.deadline_seconds,
         **played,
     )
+
+
+def _rotation(settings: TrainSettings, cards: Sequence[PersonaCard], spec: ClientSpec) -> Rotation:
+    return Rotation([card.id for card in cards], spec.name, settings.seed, settings.cards_per_step)
 
 
 def _lora(settings: TrainSettings) -> LoraConfig:
