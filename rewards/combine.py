@@ -9,7 +9,8 @@ Rows (B,) stand group by group, and each holds its scores in the order of ``weig
 - a row that lacks a score with a weight is left out of its group's means and deviations, and gets 0;
 - the batch's mean is not taken off the sums. Over dialogues it is 0 anyway; over turns, taking it off would give an
   advantage to groups in which nothing differs;
-- credit turn by turn, from returns compared at the same turn, is ours.
+- credit turn by turn, from returns compared at the same turn, is ours. Deviations are over dialogues, never over turns,
+  or long dialogues would weigh more.
 """
 
 from __future__ import annotations
@@ -122,28 +123,42 @@ def _turn_part(scores: Sequence[Score], values: Sequence[float | None], turns: S
     if any(share is None and value is not None for share, value in zip(shares, values, strict=True)):
         whole = group_relative(values)
         return [[value] * count for value, count in zip(whole, turns, strict=True)]
-    return _relative_returns(shares, turns)
+    return relative_returns(shares, turns)
 
 
-def _relative_returns(shares: Sequence[Sequence[float] | None], turns: Sequence[int]) -> list[list[float]]:
-    """Returns less the mean of those at the same turn, over the deviation pooled over the turns; (rows, turns)."""
+def relative_returns(
+    shares: Sequence[Sequence[float] | None], turns: Sequence[int], *, scaled: bool = True
+) -> list[list[float]]:
+    """What each row of one group (n,) earned from each of its ``turns`` on, against the others at the same turn.
+
+    From a row's ``shares`` (turns,) its returns are the sums from each turn on. From each is taken the mean over the
+    rows that had that turn; where ``scaled``, it is divided by the sample's deviation (n - 1) of what whole dialogues
+    earned, in which every dialogue counts once however long it was. A row without shares is left out and gets 0; so
+    does a turn that only one row had, and every turn of a group in which all earned the same.
+    """
     returns = [None if share is None else list(accumulate(reversed(share)))[::-1] for share in shares]
+    return relative_to_turn(returns, [path[0] if path else None for path in returns], turns, scaled=scaled)
+
+
+def relative_to_turn(
+    paths: Sequence[Sequence[float] | None],
+    wholes: Sequence[float | None],
+    turns: Sequence[int],
+    *,
+    scaled: bool = True,
+) -> list[list[float]]:
+    """Each row's ``paths`` (turns,) less the mean of the group (n,) at the same turn, over the deviation of ``wholes``
+    (n,), one number a dialogue; see ``relative_returns``."""
     relative = [[0.0] * count for count in turns]
-    freedom, squares, spread = 0, 0.0, 0.0
+    if is_flat(wholes):
+        return relative
+    divisor = statistics.stdev([whole for whole in wholes if whole is not None]) + STD_FLOOR if scaled else 1.0
     for turn in range(max(turns, default=0)):
-        here = {row: path[turn] for row, path in enumerate(returns) if path is not None and turn < len(path)}
-        if len(here) < 2:
-            continue
-        mean = statistics.fmean(here.values())
+        here = {row: path[turn] for row, path in enumerate(paths) if path is not None and turn < len(path)}
+        mean = statistics.fmean(here.values()) if here else 0.0
         for row, value in here.items():
-            relative[row][turn] = value - mean
-        freedom += len(here) - 1
-        squares += math.fsum((value - mean) ** 2 for value in here.values())
-        spread = max(spread, max(here.values()) - min(here.values()))
-    if spread <= SAME:
-        return [[0.0] * count for count in turns]
-    divisor = math.sqrt(squares / freedom) + STD_FLOOR
-    return [[value / divisor for value in row] for row in relative]
+            relative[row][turn] = (value - mean) / divisor if len(here) > 1 else 0.0
+    return relative
 
 
 def _weighted(parts: Sequence[float], weights: Sequence[float]) -> float:

@@ -35,6 +35,23 @@ def weighted_total(scores: Sequence[Score], weights: Sequence[float]) -> float |
     return sum(value * weight for value, weight in parts if value is not None) / whole
 
 
+def weighted_turns(scores: Sequence[Score], weights: Sequence[float], turns: int) -> tuple[float, ...] | None:
+    """What each of a dialogue's ``turns`` adds to the weighted total, (turns,); None where the total is.
+
+    A score with shares for all turns gives them, and they add up to what the dialogue gained in it (the emotion's
+    changes to the final emotion less the first); any other counts whole on the last turn.
+    """
+    if not turns or weighted_total(scores, weights) is None:
+        return None
+    whole, sums = sum(weight for weight in weights if weight > 0), [0.0] * turns
+    for score, weight in zip(scores, weights, strict=True):
+        if weight > 0 and score.value is not None:
+            shares = [share for share in score.per_turn or () if share is not None]
+            shares = shares if len(shares) == turns else [0.0] * (turns - 1) + [score.value]
+            sums = [total + share * weight / whole for total, share in zip(sums, shares, strict=True)]
+    return tuple(sums)
+
+
 async def scored(trajectory: Trajectory, rewards: Sequence[tuple[Reward, float]]) -> ScoredTrajectory:
     """Score one trajectory with every reward. ``rewards`` pairs each with its weight."""
     scores = tuple([await reward.score(trajectory) for reward, _ in rewards])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 
 from envs.errors import RunError
 from trainers.policy_server import PolicyServer
+from trainers.run_files import flush
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -94,23 +94,15 @@ def _write(model: PeftModel, state: dict[str, torch.Tensor], path: Path) -> None
         model.peft_config["default"].save_pretrained(str(unfinished))
         save_file(state, unfinished / WEIGHTS, metadata={"format": "pt"})
         for file in unfinished.iterdir():
-            _flush(file)
+            flush(file)
         if path.exists():
             shutil.rmtree(path)
         unfinished.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise RunError(
             f"{path}: the adapter can't be written ({error}); free some space or mend the rights, then resume"
         ) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unused(path: Path) -> Path:

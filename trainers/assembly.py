@@ -226,10 +226,11 @@ def train_settings(config: RunConfig) -> TrainSettings:
         warmup_steps=trainer.warmup_steps,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
-        beta=trainer.kl,
+        beta=0.0 if trainer.algorithm == "ppo" else trainer.kl,  # PPO's stands in the rewards
         epsilon=trainer.epsilon,
+        epsilon_high=trainer.epsilon_high,
         loss_type=trainer.loss_type,
-        advantage_scale=trainer.scale_rewards,
+        importance_correction=trainer.importance_correction,
         lora_rank=lora.rank,
         lora_alpha=lora.alpha,
         lora_targets=lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),

@@ -39,3 +39,12 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     replacement.unlink(missing_ok=True)
     append_lines(replacement, kept)
     replacement.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

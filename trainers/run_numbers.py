@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from envs.trajectory import Score, Stop, Trajectory, Turn
 from rewards.dead_signal import SignalCount, SwitchRule, count_signals, signal_metrics, switched
 from trainers.config import RunConfig
-from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, row_parts
+from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, ValueBased, ValueLoss, row_parts
 from trainers.evaluation import Comparison, Evaluation
 from trainers.scoring import recorded_scoring, score_row
 from trainers.watch import repetition
@@ -87,15 +87,25 @@ def step_of(dialogue_id: str) -> int | None:
 
 def credit_of(rows: Sequence[Played], config: RunConfig) -> Credit:
     """Credit of one step's dialogues. Raises ValueError when they don't make whole groups."""
-    return credit_assigner(config).of([row.score for row in rows])
+    return credit_assigner(config).of([row.score for row in rows], [len(row.trajectory.turns) for row in rows])
 
 
 def credit_assigner(config: RunConfig) -> CreditAssigner:
     """The config's way from scores to advantages."""
-    size, trainer = config.trainer.dialogues_per_card, config.trainer
+    trainer = config.trainer
+    kind, size = trainer.credit, trainer.dialogues_per_card
+    if trainer.algorithm == "ppo":
+        return ValueBased(
+            kind,
+            trainer.attribution,
+            discount=trainer.discount,
+            lam=trainer.gae_lambda,
+            reference_kl=trainer.kl,
+            value=ValueLoss(trainer.value_coef, trainer.value_clip),
+        )
     if trainer.combine == "decoupled":
-        return GroupDecoupled(size, tuple(term.weight for term in config.rewards))
-    return GroupRelative(size, trainer.scale_rewards)
+        return GroupDecoupled(size, kind, tuple(term.weight for term in config.rewards))
+    return GroupRelative(size, kind, trainer.scale_rewards, trainer.attribution)
 
 
 def step_numbers(rows: Sequence[Played], config: RunConfig, history: Sequence[Counts] = ()) -> dict[str, Any]:

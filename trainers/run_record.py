@@ -31,6 +31,8 @@ UPDATE_METRICS = {
     "entropy": "entropy",
     "clip_rate": "clip_ratio/region_mean",
 }
+# The same, of a run with a value head.
+VALUE_METRICS = {"value_loss": "value_loss", "explained_variance": "explained_variance"}
 
 
 class RunRecord(TrainerCallback):
@@ -55,6 +57,7 @@ class RunRecord(TrainerCallback):
         measured = self._trainer.step_metrics
         seconds = {**measured["seconds"], "update": time.monotonic() - self._trainer.rollout_ended}
         line = measured | {ours: logs.get(theirs) for ours, theirs in UPDATE_METRICS.items()}
+        line |= {ours: logs[theirs] for ours, theirs in VALUE_METRICS.items() if theirs in logs}
         line |= {"optimizer_steps": state.global_step, "seconds": seconds}
         MetricsLog(self._run_dir / METRICS).append(line)
         if self._on_step:
@@ -63,9 +66,12 @@ class RunRecord(TrainerCallback):
             self._watcher.hear(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """All files of the checkpoint are written: say so."""
+        """All files of the checkpoint are written, but the value head's: write it, then say so."""
         if state.is_world_process_zero:
-            append_lines(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, ["complete"])
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            if head := self._trainer.value_head:
+                head.save(folder)
+            append_lines(folder / COMPLETE, ["complete"])
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:

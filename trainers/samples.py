@@ -10,16 +10,21 @@ from envs.trajectory import Generation
 
 @dataclass(frozen=True)
 class Sample:
-    """A dialogue as one token sequence: ``ids``, ``policy_mask`` and ``logprobs`` are all (T,).
+    """A dialogue as one token sequence: ``ids``, ``turns`` and ``logprobs`` are all (T,).
 
-    ``policy_mask`` is 1 exactly on the tokens that the policy sampled; ``logprobs`` (nats) are 0 elsewhere. The first
-    ``prompt_length`` ids are the prompt part. The last id is an end-of-turn.
+    ``turns`` is the turn of each token that the policy sampled, from 0, and -1 elsewhere; ``logprobs`` (nats) are 0
+    there. The first ``prompt_length`` ids are the prompt part. The last id is an end-of-turn.
     """
 
     ids: tuple[int, ...]
-    policy_mask: tuple[int, ...]
+    turns: tuple[int, ...]
     logprobs: tuple[float, ...]
     prompt_length: int
+
+    @property
+    def policy_mask(self) -> tuple[int, ...]:
+        """1 exactly on the tokens that the policy sampled, (T,)."""
+        return tuple(int(turn >= 0) for turn in self.turns)
 
     @property
     def sampled_ids(self) -> tuple[int, ...]:
@@ -37,7 +42,7 @@ def build_sample(generations: Sequence[Generation], end_of_turn: int) -> Sample:
     if not generations:
         raise ValueError("a dialogue without a reply has nothing to train on")
     ids: list[int] = []
-    mask: list[int] = []
+    turns: list[int] = []
     logprobs: list[float] = []
     for turn, generation in enumerate(generations):
         if list(generation.prompt_ids[: len(ids)]) != ids:
@@ -48,13 +53,13 @@ def build_sample(generations: Sequence[Generation], end_of_turn: int) -> Sample:
             )
         context = generation.prompt_ids[len(ids) :]
         ids += [*context, *generation.ids]
-        mask += [0] * len(context) + [1] * len(generation.ids)
+        turns += [-1] * len(context) + [turn] * len(generation.ids)
         logprobs += [0.0] * len(context) + list(generation.logprobs)
     if ids[-1] != end_of_turn:
-        ids, mask, logprobs = [*ids, end_of_turn], [*mask, 0], [*logprobs, 0.0]
-    return Sample(tuple(ids), tuple(mask), tuple(logprobs), prompt_length=len(generations[0].prompt_ids))
+        ids, turns, logprobs = [*ids, end_of_turn], [*turns, -1], [*logprobs, 0.0]
+    return Sample(tuple(ids), tuple(turns), tuple(logprobs), prompt_length=len(generations[0].prompt_ids))
 
 
 def blank_sample(end_of_turn: int) -> Sample:
     """The row of a dialogue that can't be trained on: the row count stays fixed, and its mask is 0 everywhere."""
-    return Sample((end_of_turn, end_of_turn), (0, 0), (0.0, 0.0), prompt_length=1)
+    return Sample((end_of_turn, end_of_turn), (-1, -1), (0.0, 0.0), prompt_length=1)

@@ -19,7 +19,7 @@ from rewards.judge import Judge
 from rewards.judgments import Comparison, JudgeRules, Judgment, judgment_line, read_comparisons, read_judgments
 from rewards.pairwise import AskedComparisons, PairSource, PairwiseRubric, RecordedComparisons
 from rewards.registry import REWARDS
-from rewards.reward import Reward, weighted_total
+from rewards.reward import Reward, weighted_total, weighted_turns
 from rewards.rubric import Rubric, load_rubric, rubric_file
 from rewards.rubric_reward import AskedJudgments, RecordedJudgments, RubricReward, Source, Subject, standing_of
 from trainers.config import RunConfig
@@ -54,8 +54,7 @@ class Scoring:
         parts = [_voided(part, trajectory, found.closed) for part in parts]
         if self.gates.all:
             parts.append(_gate_score(found.verdicts, found.counting))
-        per_turn = parts[0].per_turn if len(self.terms) == 1 and not found.blind else None
-        return self._total(parts, found.blind, per_turn)
+        return self._total(parts, found.blind, len(trajectory.turns))
 
     async def compared(
         self, trajectories: Sequence[Trajectory], scores: Sequence[Score], group_size: int, names: Collection[str]
@@ -94,7 +93,7 @@ class Scoring:
                 part = _voided(share, trajectory, found.closed)
             parts.append(part)
         absolutes.append(Score(name=TOTAL_ABSOLUTE, value=old.value, evidence="the total by ratings alone"))
-        return self._total([*parts, *absolutes], found.blind, None)
+        return self._total([*parts, *absolutes], found.blind, len(trajectory.turns))
 
     async def _gated(self, trajectory: Trajectory) -> _Gated:
         language = language_of(trajectory)
@@ -103,14 +102,14 @@ class Scoring:
             verdicts = await self.reader(trajectory, language, verdicts)
         return _Gated(verdicts, [verdict for verdict in verdicts if verdict.gate in self.gates.names])
 
-    def _total(self, parts: Sequence[Score], blind: bool, per_turn: tuple[float | None, ...] | None) -> Score:
+    def _total(self, parts: Sequence[Score], blind: bool, turns: int) -> Score:
         weights = [weight for _, weight in self.terms]
         weights += [0.0] * (len(parts) - len(weights))
         return Score(
             name="total",
             value=None if blind else weighted_total(parts, weights),
             evidence="; ".join(f"{part.name}: {part.evidence}" for part in parts),
-            per_turn=per_turn,
+            per_turn=None if blind else weighted_turns(parts, weights, turns),
             parts=tuple(parts) if len(parts) > 1 or self.pairs else (),
         )
 

@@ -30,6 +30,7 @@ from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
 
+RATIO_CAP = 3.0  # TRL's own: a token, or a sequence, is weighted by at most so much, or left out
 FINAL_ADAPTER = Path("adapters") / "final"
 
 
@@ -55,8 +56,9 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     beta: float = 0.04  # KL to the policy without adapter
     epsilon: float = 0.2  # clipping of the likelihood ratio
-    loss_type: str = "grpo"
-    advantage_scale: Literal["group", "none"] = "group"
+    epsilon_high: float | None = None  # the same upwards; None: epsilon
+    loss_type: str = "grpo"  # TRL's names, and gspo
+    importance_correction: str = "token_truncate"  # TRL's modes, or none
     lora_rank: int = 16
     lora_alpha: float = 32
     lora_targets: str | tuple[str, ...] = "all-linear"  # every linear layer but the head
@@ -102,7 +104,7 @@ def train(
 
     ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
-    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody. ``further``: clients that
+    advantages; None: group-relative, terminal. ``watcher``: who watches; None: nobody. ``further``: clients that
     ``schedule`` may name beside ``spec``; without a schedule every card is played in turn, with ``spec``.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
@@ -124,7 +126,7 @@ def train(
             peft_config=_lora(settings),
             worker=_worker(settings, cards, players=[Player(spec, make_client), *further], **played),
             schedule=schedule or _rotation(settings, cards, spec),
-            credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
+            credit=credit or GroupRelative(settings.group_size),
             watcher=watcher,
             rule=rule,
             history=read_history(run_dir / METRICS),
@@ -135,10 +137,17 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        write_adapter(trainer, run_dir / FINAL_ADAPTER)
-        trainer.vllm_generation.close()
-    return run_dir / FINAL_ADAPTER
+        return _finished(trainer, run_dir / FINAL_ADAPTER, checkpoint)
+
+
+def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
+    """Train to the end, from ``checkpoint`` on where there is one, and write the adapter to ``final``."""
+    if checkpoint and trainer.value_head:
+        trainer.value_head.load(checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    write_adapter(trainer, final)
+    trainer.vllm_generation.close()
+    return final
 
 
 def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any) -> RolloutWorker:
@@ -178,6 +187,8 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
             f"{world} ranks); change trainer.micro_batch, trainer.minibatches or trainer.cards_per_step"
         )
     updates = settings.minibatches * settings.iterations
+    # TRL's own switch would leave out the likelihoods that the check needs; a ratio held at 1 corrects nothing.
+    uncorrected = settings.importance_correction == "none"
     return GRPOConfig(
         output_dir=str(run_dir / CHECKPOINTS),
         seed=settings.seed,
@@ -199,15 +210,19 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         max_grad_norm=settings.max_grad_norm,
         beta=settings.beta,
         epsilon=settings.epsilon,
-        loss_type=settings.loss_type,
+        epsilon_high=settings.epsilon_high,
+        # GSPO (arXiv 2507.18071) is TRL's grpo with one ratio for the whole sequence.
+        loss_type="grpo" if settings.loss_type == "gspo" else settings.loss_type,
+        importance_sampling_level="sequence" if settings.loss_type == "gspo" else "token",
         scale_rewards="none",
         temperature=settings.sampling.temperature,
         max_completion_length=settings.sampling.max_context,
         optim="adamw_torch",
         dataloader_pin_memory=False,
         use_vllm=False,
-        # Per token: over a long dialogue the product of all ratios strays far, and TRL's default would drop it whole.
-        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_mode="token_truncate" if uncorrected else settings.importance_correction,
+        vllm_importance_sampling_clip_min=1.0 if uncorrected else None,
+        vllm_importance_sampling_clip_max=1.0 if uncorrected else RATIO_CAP,
         logging_steps=updates,
         save_strategy="steps",
         save_steps=settings.checkpoint_every * updates,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # TRL reports its use over the network unless it is told not to, before it is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -22,21 +22,26 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from envs.errors import RunError
 from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
 from rewards.dead_signal import SwitchRule, switched
 from trainers.adapter_sync import AdapterSync
-from trainers.credit import CreditAssigner
+from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
+from trainers.gae import explained_variance, value_loss
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
 from trainers.usage import USAGE, DialogueUsage, usage_line
+from trainers.value_head import ValueHead
 from trainers.watch import repetition
 from trainers.watching import Watcher
 
@@ -88,6 +93,8 @@ class DialogueTrainer(GRPOTrainer):
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
         self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self.value_head = ValueHead(cast(PeftModel, self.model)) if credit.value else None
+        self._heard: list[torch.Tensor] = []  # the values of each pass over likelihoods, (rows, T) each
         self._group_size, self._watcher, self._schedule = worker.group_size, watcher, schedule
         self._rule, self._history = rule, list(history)  # the counts of the steps before, on which a switch depends
         self._watched: dict[str, Any] = {}
@@ -104,16 +111,19 @@ class DialogueTrainer(GRPOTrainer):
         """Run the step's dialogues and attach (B,) advantages. Raises RunError past a budget or the tolerance."""
         step = self.rollout_step
         started = time.monotonic()
+        self._heard.clear()
         batch = super()._generate_and_score_completions([dict(row) for row in inputs])
         assert self._rollout is not None
         rollout, self._rollout = self._rollout, None
         local_rows = [summary(*pair) for pair in zip(rollout.trajectories, rollout.scores, strict=True)]
         rows: list[dict[str, Any]] = gather_object(local_rows)
         scores = [row["score"] for row in rows]
-        credit = self._credit.of(scores)
+        credit = self._credit.of(scores, [row["turns"] for row in rows])
         first = self.accelerator.process_index * len(local_rows)
-        local = credit.advantages[first : first + len(local_rows)]
-        batch["advantages"] = torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
+        local = credit.turns[first : first + len(local_rows)]
+        tokens = self._token_batch(batch, rollout)
+        batch |= self._credit.spread(local, tokens)
+        self._log_values(batch, tokens)
         self._record_scores(rollout, local)
         usage = self._record_usage(rollout)
         difference = self._likelihood_difference(batch)
@@ -140,6 +150,81 @@ class DialogueTrainer(GRPOTrainer):
                 f"dtype, adapter ({sync.name}) and temperature on both sides; in bfloat16 raise the tolerance"
             )
         return batch
+
+    def _token_batch(self, batch: dict[str, Any], rollout: Rollout) -> TokenBatch:
+        """This rank's rows for the credit of tokens; values come from the pass in which TRL made the likelihoods."""
+        logps_BT = batch["old_per_token_logps"]
+        turns = [sample.turns[sample.prompt_length :] for sample in rollout.samples]
+        width = logps_BT.size(1)
+        turns_BT = torch.tensor([[*row, *[-1] * (width - len(row))] for row in turns], device=logps_BT.device)
+        return TokenBatch(
+            turns_BT=turns_BT,
+            logps_BT=logps_BT,
+            ref_logps_BT=self._reference(batch) if self._credit.reference_kl else None,
+            values_BT=self._heard[0].detach() if self.value_head else None,
+            gathered=lambda sums: self.accelerator.reduce(sums, reduction="sum"),  # type: ignore[arg-type, return-value]
+        )
+
+    def _log_values(self, batch: dict[str, Any], tokens: TokenBatch) -> None:
+        """What a value head makes of the rollout, and the divergence that stands in the rewards."""
+        mask_BT = tokens.turns_BT >= 0
+        if tokens.ref_logps_BT is not None:
+            ratio_BT = (tokens.ref_logps_BT - tokens.logps_BT) * mask_BT
+            kl = tokens.gathered(torch.stack([(ratio_BT.exp() - ratio_BT - 1).sum(), mask_BT.sum().float()]))
+            self._metrics["train"]["kl"].append(float(kl[0] / kl[1].clamp(min=1)))
+        if "returns" in batch:
+            explained = explained_variance(batch["old_values"], batch["returns"], mask_BT, tokens.gathered)
+            self._metrics["train"]["explained_variance"].append(explained)
+
+    @torch.no_grad()
+    def _reference(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities (B, T) under the policy without its adapter, in nats."""
+        model = cast(PeftModel, self.accelerator.unwrap_model(self.model))
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with use_adapter(model, adapter_name=None):
+            return self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, batch["completion_ids"].size(1), self.args.per_device_train_batch_size
+            )[0]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kw: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's pass over likelihoods; where there is a value head, its values are kept too."""
+        given = (model, input_ids, attention_mask, logits_to_keep, *args)
+        if self.value_head is None:
+            return super()._get_per_token_logps_and_entropies(*given, **kw)
+        with self.value_head.listening() as heard:
+            found = super()._get_per_token_logps_and_entropies(*given, **kw)
+        self._heard.append(torch.cat(heard)[:, -logits_to_keep:])
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss; with a value head, the value head's beside it, averaged over the tokens of the optimizer step."""
+        self._heard.clear()
+        loss = super()._compute_loss(model, inputs)
+        if self._credit.value is None:
+            return loss
+        (values_BT,) = self._heard
+        value, mask_BT = self._credit.value, inputs["completion_mask"] * inputs["tool_mask"]
+        losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
+        # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
+        share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)
+        averaged = losses_BT.sum() / (
+            inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * share
+        )
+        self._measure("value_loss", averaged.detach())
+        return loss + value.coef * averaged
+
+    def _measure(self, name: str, value: torch.Tensor) -> None:
+        """A number of this rank for TRL's means over ranks and passes."""
+        self._metrics["train"][name].append(float(self.accelerator.gather(value).mean()))  # type: ignore[union-attr]
 
     def _seconds(self, rollout: Rollout, whole: float) -> dict[str, float]:
         """Wall clock of each part of a step before the updates; what is left of ``whole`` went into likelihoods."""
@@ -176,13 +261,13 @@ class DialogueTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             self._log.append(*everyones)
 
-    def _record_scores(self, rollout: Rollout, advantages: Sequence[float]) -> None:
+    def _record_scores(self, rollout: Rollout, credit: Sequence[Sequence[float]]) -> None:
         lines = [
             json.dumps(
-                {"dialogue_id": trajectory.dialogue_id, "advantage": advantage, **score.model_dump(mode="json")},
+                {"dialogue_id": trajectory.dialogue_id, **self._credit.line(row), **score.model_dump(mode="json")},
                 ensure_ascii=False,
             )
-            for trajectory, score, advantage in zip(rollout.trajectories, rollout.scores, advantages, strict=True)
+            for trajectory, score, row in zip(rollout.trajectories, rollout.scores, credit, strict=True)
         ]
         everyones = gather_object(lines)
         if self.accelerator.is_main_process:

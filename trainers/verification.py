@@ -29,7 +29,17 @@ from trainers.language import LANGUAGE, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
 from trainers.replay import Case, check_dialogues, first_difference, shown
 from trainers.run_folder import CODE, client_code
-from trainers.run_numbers import Counts, Played, Scorer, counts_of, credit_of, step_numbers, step_of, summary_numbers
+from trainers.run_numbers import (
+    Counts,
+    Played,
+    Scorer,
+    counts_of,
+    credit_assigner,
+    credit_of,
+    step_numbers,
+    step_of,
+    summary_numbers,
+)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -199,15 +209,15 @@ class _Run:
         lines, dialogues = list(_lines(self.folder, name)), self.played.get(TRAJECTORIES, [])
         if len(lines) != len(dialogues):
             raise Problem(name, None, f"holds {len(lines)} scores for {len(dialogues)} dialogues")
-        scores = iter(lines)
+        scores, assigner = iter(lines), credit_assigner(self.config)
         for step, rows in self._steps().items():
             credit = _computed(TRAJECTORIES, lambda rows=rows: credit_of(rows, self.config))
-            for row, advantage in zip(rows, credit.advantages, strict=True):
+            for row, turns in zip(rows, credit.turns, strict=True):
                 number, line = next(scores)
                 parts = [part.model_dump(mode="json") for part in row.score.parts]
                 per_turn = None if row.score.per_turn is None else list(row.score.per_turn)
                 expected = {"dialogue_id": row.trajectory.dialogue_id, "value": row.total}
-                optional = {"advantage": advantage, "per_turn": per_turn, "step": step, "parts": parts}
+                optional = {"per_turn": per_turn, "step": step, "parts": parts, **assigner.line(turns)}
                 expected |= {key: value for key, value in optional.items() if line.get(key) is not None}
                 _compare({key: line.get(key) for key in expected}, expected, name, number)
 

@@ -15,6 +15,7 @@ from envs.errors import InputError, RunError
 from envs.receipts import read_log
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
 from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
+from trainers.credit import GroupRelative
 from trainers.curriculum import Rotation
 from trainers.policy import Sampling
 from trainers.train import FINAL_ADAPTER, TrainSettings, train
@@ -106,7 +107,7 @@ def test_training_moves_the_policy_and_says_what_happened_at_each_step(model_dir
 def test_the_policy_is_moved_by_our_credit_and_not_by_the_library_s_own(model_dir, tmp_path):
     one_step = replace(SETTINGS, steps=1)
     scaled = run(model_dir, tmp_path / "scaled", one_step)
-    unscaled = run(model_dir, tmp_path / "unscaled", replace(one_step, advantage_scale="none"))
+    unscaled = run(model_dir, tmp_path / "unscaled", one_step, credit=GroupRelative(2, scale="none"))
     assert scaled != unscaled
 
 

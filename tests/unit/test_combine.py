@@ -60,7 +60,8 @@ def test_a_score_without_weight_may_be_missing_and_moves_nothing():
 
 def test_a_dead_reward_adds_nothing_and_a_group_where_all_are_dead_gets_nothing():
     rows = [row(0.2, 0.5), row(0.6, 0.5), row(0.3, 0.4), row(0.3, 0.4)]
-    credit = GroupDecoupled(2, (1, 1)).assign(rows)
+    totals = [Score(name="total", value=0.5, parts=tuple(scores)) for scores in rows]
+    credit = GroupDecoupled(2, weights=(1, 1)).of(totals, [1] * 4)
     assert credit.advantages[0] == pytest.approx(-credit.advantages[1]) and credit.advantages[1] > 0.5
     assert credit.advantages[2:] == (0, 0)
     assert (credit.groups, credit.groups_without_variance) == (2, 1)
@@ -117,10 +118,10 @@ def test_the_order_within_a_group_decides_nothing(order: list[int]):
 
 def test_what_a_turn_earned_from_then_on_is_measured_against_the_same_turn_of_the_others():
     # Returns: first row 0.3, 0.2; second 0.1, 0.2; third 0.2. Turn 0: mean 0.2, so 0.1, -0.1, 0. Turn 1: 0, 0.
-    # Pooled: squares 0.02 over 2 + 1 degrees, deviation 0.0816. Over the batch: five turns, so 4 degrees.
+    # The dialogues earned 0.3, 0.1, 0.2: deviation 0.1. Over the batch: five turns, so 4 degrees.
     rows = [turned(0.1, 0.2, start=0.3), turned(-0.1, 0.2, start=0.3), turned(0.2, start=0.3)]
     found = decoupled_turn_advantages(rows, [1], 3, [2, 2, 1])
-    part = 0.1 / (math.sqrt(0.02 / 3) + 1e-4)
+    part = 0.1 / (0.1 + 1e-4)
     scale = math.sqrt(2 * part**2 / 4) + 1e-4
     assert found[0] == pytest.approx([part / scale, 0], abs=1e-9)
     assert found[1] == pytest.approx([-part / scale, 0], abs=1e-9)
@@ -169,7 +170,7 @@ def test_shares_for_another_number_of_turns_are_refused():
 @given(st.lists(st.lists(st.integers(-10, 10), min_size=1, max_size=5), min_size=4, max_size=4))
 def test_at_each_turn_the_credit_of_those_who_reached_it_sums_to_nothing(paths: list[list[int]]):
     rows = [turned(*(step / 100 for step in path), start=0.5) for path in paths]
-    found = GroupDecoupled(4, (1,)).assign_turns(rows, [len(path) for path in paths])
+    found = decoupled_turn_advantages(rows, [1], 4, [len(path) for path in paths])
     assert [len(part) for part in found] == [len(path) for path in paths]
     for turn in range(max(map(len, paths))):
         assert sum(part[turn] for part in found if turn < len(part)) == pytest.approx(0, abs=1e-9)

@@ -6,7 +6,7 @@ from trainers.credit import GroupRelative
 
 
 def test_a_total_that_could_not_be_measured_is_left_out_of_its_group():
-    credit = GroupRelative(4, "none").assign([None, 1, 0, 1])
+    credit = GroupRelative(4, scale="none").assign([None, 1, 0, 1])
     assert credit.advantages == pytest.approx([0, 1 / 3, -2 / 3, 1 / 3])
 
 
@@ -17,7 +17,7 @@ def test_advantages_are_divided_by_the_standard_deviation_of_the_group():
 
 
 def test_each_group_is_measured_against_itself():
-    credit = GroupRelative(2, "none").assign([0.2, 0.4, 0.9, 0.7])
+    credit = GroupRelative(2, scale="none").assign([0.2, 0.4, 0.9, 0.7])
     assert credit.advantages == pytest.approx([-0.1, 0.1, 0.1, -0.1])
     assert (credit.groups, credit.groups_without_variance) == (2, 0)
 

@@ -112,7 +112,9 @@ def test_the_rating_stays_beside_it_without_weight_and_so_does_the_total_that_it
     assert part(score, NAME).evidence == "beats 0.625 of 2 others; rated 0.5"
     assert (part(score, f"{NAME}-absolute").value, part(score, f"{NAME}-absolute").evidence) == (0.5, "3 for all")
     assert part(score, "total-absolute").value == pytest.approx((0.8 + 0.5) / 2)
-    assert GroupDecoupled(3, (1.0, 1.0)).of(compared(three(), pairs(Says(longer_wins)))).advantages[2] < 0
+    assert (
+        GroupDecoupled(3, weights=(1.0, 1.0)).of(compared(three(), pairs(Says(longer_wins))), [1] * 3).advantages[2] < 0
+    )
 
 
 def test_groups_are_compared_within_themselves() -> None:

@@ -90,12 +90,15 @@ def test_rows_that_were_not_scored_have_the_parts_of_the_others_without_values()
     scored, failed = total(talk(KIND, KIND)), Score(name="total", value=None)
     rows = row_parts([failed, scored])
     assert [part.name for part in rows[0]] == ["emotion", "half"] and {part.value for part in rows[0]} == {None}
-    assert GroupDecoupled(2, (3.0, 1.0)).of([failed, scored]).advantages == (0.0, 0.0)
+    assert GroupDecoupled(2, weights=(3.0, 1.0)).of([failed, scored], [0, 1]).advantages == (0.0, 0.0)
 
 
 def test_decoupled_credit_ranks_as_the_group_does_on_each_reward() -> None:
     low, high = total(talk(KIND, KIND, emotions=(30, 20))), total(talk(KIND, KIND))
-    decoupled, plain = GroupDecoupled(2, (3.0, 1.0)).of([low, high]), GroupRelative(2).of([low, high])
+    decoupled, plain = (
+        GroupDecoupled(2, weights=(3.0, 1.0)).of([low, high], [1, 1]),
+        GroupRelative(2).of([low, high], [1, 1]),
+    )
     assert decoupled.advantages[0] < 0 < decoupled.advantages[1]
     assert plain.advantages[0] < 0 < plain.advantages[1]
 
