@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from envs.cards import PersonaCard
-from envs.client_spec import ClientSpec
+from envs.client_spec import ClientSpec, load_spec
 from envs.clients import make_client
 from envs.clients.calls import ClientModels
 from envs.clients.client import Client
@@ -185,6 +185,41 @@ def played_by(client: ClientConfig, spec: ClientSpec) -> PlayedBy:
             "client.model.endpoint.model"
         )
     return own
+
+
+def training_clients(config: RunConfig) -> list[tuple[ClientConfig, ClientSpec]]:
+    """The clients of training, each with its rules: client.spec's, then those of curriculum.clients, which share models
+    and cache with it. Raises InputError naming the key of one that can't be had."""
+    first = assembly.client_spec(config)
+    clients = [(config.client, first)]
+    for place, given in enumerate(config.curriculum.clients):
+        key = f"curriculum.clients.{place}"
+        try:
+            rules = load_spec(given)
+            perceiver = config.client.perceiver if rules.kind == "appraisal" else None
+            named = {player.name for player in played_specs(rules)} & config.client.members.keys()
+            members = {name: config.client.members[name] for name in named}
+            client = config.client.model_copy(update={"spec": given, "perceiver": perceiver, "members": members})
+            spec = assembly.client_spec(config, client)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+        if spec.name in [one.name for _, one in clients]:
+            also = "client.spec" if spec.name == first.name else "named twice"
+            raise InputError(f"{key}: {spec.name} is {also} already; name another, or remove it")
+        clients.append((client, spec))
+    return clients
+
+
+def training_specs(config: RunConfig, cards: Sequence[PersonaCard]) -> list[ClientSpec]:
+    """The rules of ``training_clients``, after each was checked with ``cards``. Raises InputError naming the key."""
+    first, *further = training_clients(config)
+    check_client(*first, cards)
+    for place, one in enumerate(further):
+        try:
+            check_client(*one, cards)
+        except InputError as error:
+            raise InputError(f"curriculum.clients.{place}: {error}") from error
+    return [spec for _, spec in (first, *further)]
 
 
 def check_client(client: ClientConfig, spec: ClientSpec, cards: Sequence[PersonaCard]) -> None:

@@ -44,7 +44,7 @@ class RunRecord:
     cards: tuple[PersonaCard, ...]
     trained_on: tuple[PersonaCard, ...]
     spec: ClientSpec
-    trained_with: str
+    trained_with: tuple[str, ...]
     metrics: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, Evaluation]
     comparison: Comparison
@@ -85,7 +85,7 @@ def read_run(folder: Path, verification: Verification) -> RunRecord:
         cards=cards,
         trained_on=tuple(card for card in cards if card.hash in trained),
         spec=next(spec for spec in specs if spec.hash == evaluations["tuned"].spec_hash),
-        trained_with=next((line["spec"] for line in _lines(folder / TRAJECTORIES)), NOTHING),
+        trained_with=tuple(sorted({line["spec"] for line in _lines(folder / TRAJECTORIES)})) or (NOTHING,),
         metrics=tuple(_lines(folder / "metrics.jsonl")),
         evaluations=evaluations,
         comparison=_read(Comparison, tuned / COMPARISON),

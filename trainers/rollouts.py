@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
@@ -16,6 +16,7 @@ from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Score, Stop, Trajectory
 from trainers.chat_template import ChatTemplate
+from trainers.curriculum import Group, Outcome
 from trainers.evaluation import MakeClient
 from trainers.policy import PolicySupporter, Sampling
 from trainers.policy_server import PolicyServer
@@ -50,9 +51,16 @@ class Rollout:
         return [score.value for score in self.scores]
 
 
+class Player(NamedTuple):
+    """A kind of client: its rules, and what makes one."""
+
+    spec: ClientSpec
+    make_client: MakeClient
+
+
 @dataclass(frozen=True)
 class RolloutWorker:
-    """Runs and scores dialogues between the policy and simulated clients.
+    """Runs and scores dialogues between the policy and simulated clients, each of one of ``players``.
 
     Every row of a group meets the same client: the client's seed comes from (run seed, step, group), so that the
     opening is shared and advantages compare replies. The policy's seed comes from (run seed, step, dialogue index).
@@ -62,8 +70,7 @@ class RolloutWorker:
     templates: Mapping[Language, ChatTemplate]
     sampling: Sampling
     cards: Mapping[str, PersonaCard]
-    spec: ClientSpec
-    make_client: MakeClient
+    players: Sequence[Player]
     reward: Reward
     seed: int
     group_size: int
@@ -73,19 +80,20 @@ class RolloutWorker:
 
     async def run(
         self,
-        card_ids: Sequence[str],
+        planned: Sequence[Group],
         step: int,
         first_row: int,
         adapter: str | None,
         record: Callable[[Sequence[Trajectory]], None],
         pairwise: Collection[str] = (),
     ) -> Rollout:
-        """Play one dialogue per card id, as rows ``first_row``.. of ``step``; ``record`` is called before scoring.
+        """Play one dialogue per card and client spec, as rows ``first_row``.. of ``step``; ``record`` is called before
+        scoring.
 
         ``pairwise``: the rewards that are compared within each group, whose rows must all be here then.
         """
         started = time.monotonic()
-        plans = [self._plan(card_id, step, first_row + offset, adapter) for offset, card_id in enumerate(card_ids)]
+        plans = [self._plan(*group, step, first_row + offset, adapter) for offset, group in enumerate(planned)]
         trajectories = await run_dialogues(plans, self.concurrency, self.deadline_seconds)
         played = time.monotonic()
         record(trajectories)
@@ -102,17 +110,18 @@ class RolloutWorker:
             score_seconds=time.monotonic() - played,
         )
 
-    def _plan(self, card_id: str, step: int, row: int, adapter: str | None) -> DialoguePlan:
+    def _plan(self, card_id: str, spec: str, step: int, row: int, adapter: str | None) -> DialoguePlan:
         group, member = divmod(row, self.group_size)
         card = self.cards[card_id]
+        player = next(player for player in self.players if player.spec.name == spec)
         client_seed = derived_seed(self.seed, "client", step, group)
         policy_seed = derived_seed(self.seed, "policy", step, row)
         return DialoguePlan(
             dialogue_id=f"{step:06d}-{group:03d}-{member:03d}-{card_id}",
             card=card,
-            spec=self.spec,
+            spec=player.spec,
             seed=client_seed,
-            client=self.make_client(card, client_seed),
+            client=player.make_client(card, client_seed),
             supporter=PolicySupporter(self.server, self.templates[card.language], adapter, policy_seed, self.sampling),
         )
 
@@ -151,6 +160,7 @@ def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
     replies = [turn.supporter for turn in trajectory.turns]
     return {
         "failed": trajectory.stop is Stop.ERROR,
+        "outcome": Outcome.of(trajectory),
         "score": score,
         "total": score.value,
         "evidence": why_unscored(score),

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,20 @@ from envs.errors import RunError
 from envs.trajectory import Trajectory
 from rewards.canaries import load_canaries
 from trainers import assembly
-from trainers.client_models import MODELS, ModelPool, check_client
+from trainers.client_models import MODELS, ModelPool, check_client, training_specs
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
-from trainers.evaluation import COMPARISON, Evaluation, check_budget, compare, evaluate, read_trajectories, settings_for
+from trainers.curriculum import Curriculum, check_mixture
+from trainers.evaluation import (
+    COMPARISON,
+    TRAJECTORIES,
+    Evaluation,
+    check_budget,
+    compare,
+    evaluate,
+    read_trajectories,
+    settings_for,
+)
 from trainers.gate_reading import live_reader
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
@@ -68,21 +78,38 @@ class Plan:
     held_out_cards: list[PersonaCard]
     watch_rules: WatchRules | None = None
     watch_cards: Sequence[PersonaCard] = ()
+    further_specs: Sequence[ClientSpec] = ()  # of training, beside spec
 
     @classmethod
     def of(cls, config: RunConfig) -> Plan:
         """Read what the config names. Raises InputError for what is missing or wrong."""
         check_rewards(config)
-        spec, held_out_spec = (assembly.client_spec(config, one) for one in (config.client, config.held_out_client))
+        held_out_spec = assembly.client_spec(config, config.held_out_client)
         train = assembly.cards_of(config, config.cards.train_split)
         held_out = assembly.cards_of(config, config.evaluation.split)
-        check_client(config.client, spec, train)
+        spec, *further = training_specs(config, train)
+        check_mixture(config.curriculum, train, [spec.name, *(one.name for one in further)])
         check_client(config.held_out_client, held_out_spec, held_out)
+        plan = cls(config, spec, held_out_spec, train, held_out, further_specs=further)
         if config.watch.rules is None:
-            return cls(config, spec, held_out_spec, train, held_out)
+            return plan
         watched = assembly.cards_of(config, config.watch.split)[: config.watch.cards]
         check_client(config.held_out_client, held_out_spec, watched)
-        return cls(config, spec, held_out_spec, train, held_out, load_rules(config.watch.rules), watched)
+        return replace(plan, watch_rules=load_rules(config.watch.rules), watch_cards=watched)
+
+    @property
+    def training_specs(self) -> list[ClientSpec]:
+        """The rules of every client that training may meet."""
+        return [self.spec, *self.further_specs]
+
+    def curriculum(self, record: Path) -> Curriculum | None:
+        """Whom each step talks with, by the record of those before; None: every card in turn."""
+        config = self.config
+        if config.curriculum.kind == "rotation":
+            return None
+        groups, seed = config.trainer.cards_per_step, config.run.seed
+        specs = self.training_specs
+        return Curriculum(config.curriculum, self.train_cards, specs, seed=seed, groups=groups, record=record)
 
 
 def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -112,7 +139,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
                 folder.write_json(MODELS, {"models": report})
         progress.phase("measuring the language of both policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
-        clients = {"training": plan.spec.name, "evaluation": plan.held_out_spec.name}
+        clients = {"training": ", ".join(s.name for s in plan.training_specs), "evaluation": plan.held_out_spec.name}
         summary = {"seconds": None, "clients": clients, **numbers, "adapter_dir": str(adapter), "verified": None}
         folder.write_json(SUMMARY, summary)
         folder.finish()
@@ -146,7 +173,7 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
     folder.record(
         dump_config(config),
         [*plan.train_cards, *plan.held_out_cards],
-        [plan.spec] if plan.spec == plan.held_out_spec else [plan.spec, plan.held_out_spec],
+        plan.training_specs + [plan.held_out_spec] * (plan.held_out_spec not in plan.training_specs),
         {"run": config.run.seed},
         base=model_identity(model_dir, config.policy.model),
         texts=texts | judge_files(config),
@@ -163,6 +190,7 @@ def _train(
     resume: bool,
     progress: Progress,
 ) -> Path:
+    from trainers.rollouts import Player
     from trainers.train import train
 
     config = plan.config
@@ -177,6 +205,8 @@ def _train(
         cards=plan.train_cards,
         spec=plan.spec,
         make_client=models.maker(config.client, plan.spec),
+        further=[Player(spec, models.maker(config.client, spec)) for spec in plan.further_specs],
+        schedule=plan.curriculum(folder / TRAJECTORIES),
         reward=scoring,
         compare=scoring.compared,
         rule=switch_rule(config),

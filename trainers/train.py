@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,14 @@ from trl.trainer.grpo_config import GRPOConfig
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.errors import InputError
-from envs.hashing import derived_seed
 from rewards.dead_signal import SwitchRule
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import ChatTemplate
 from trainers.credit import CreditAssigner, GroupRelative
+from trainers.curriculum import Rotation, Schedule
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
-from trainers.rollouts import Compare, MakeClient, Reward, RolloutWorker
+from trainers.rollouts import Compare, MakeClient, Player, Reward, RolloutWorker
 from trainers.run_numbers import DEFAULT_RULE, read_history
 from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
@@ -91,6 +90,8 @@ def train(
     cards: Sequence[PersonaCard],
     spec: ClientSpec,
     make_client: MakeClient,
+    further: Sequence[Player] = (),
+    schedule: Schedule | None = None,
     reward: Reward,
     compare: Compare | None = None,
     rule: SwitchRule = DEFAULT_RULE,
@@ -103,7 +104,8 @@ def train(
 
     ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
-    advantages; None: group-relative, terminal. ``watcher``: who watches; None: nobody.
+    advantages; None: group-relative, terminal. ``watcher``: who watches; None: nobody. ``further``: clients that
+    ``schedule`` may name beside ``spec``; without a schedule every card is played in turn, with ``spec``.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -112,8 +114,7 @@ def train(
         raise InputError("cards: none to train on; check cards.paths, cards.languages and cards.train_split")
     args = training_arguments(settings, run_dir)
     checkpoint = prepare_run_dir(run_dir, resume, args)
-    played = {"server": server, "templates": templates, "spec": spec, "make_client": make_client}
-    played |= {"reward": reward, "compare": compare}
+    played = {"server": server, "templates": templates, "reward": reward, "compare": compare}
     if watcher:
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
@@ -123,8 +124,8 @@ def train(
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
             peft_config=_lora(settings),
-            worker=_worker(settings, cards, **played),
-            schedule=Rotation([card.id for card in cards], settings).of,
+            worker=_worker(settings, cards, players=[Player(spec, make_client), *further], **played),
+            schedule=schedule or _rotation(settings, cards, spec),
             credit=credit or GroupRelative(settings.group_size),
             watcher=watcher,
             rule=rule,
@@ -161,23 +162,8 @@ def _worker(settings: TrainSettings, cards: Sequence[PersonaCard], **played: Any
     )
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """Every card once in a seeded order, then all again in another one."""
-
-    card_ids: Sequence[str]
-    settings: TrainSettings
-
-    def of(self, step: int) -> list[str]:
-        """The card of each group of a step, (cards_per_step,)."""
-        count, drawn = self.settings.cards_per_step, len(self.card_ids)
-        places = range(step * count, (step + 1) * count)
-        return [self._round(place // drawn)[place % drawn] for place in places]
-
-    def _round(self, number: int) -> list[str]:
-        order = list(self.card_ids)
-        random.Random(derived_seed(self.settings.seed, "cards", number * len(order))).shuffle(order)
-        return order
+def _rotation(settings: TrainSettings, cards: Sequence[PersonaCard], spec: ClientSpec) -> Rotation:
+    return Rotation([card.id for card in cards], spec.name, settings.seed, settings.cards_per_step)
 
 
 def _lora(settings: TrainSettings) -> LoraConfig:

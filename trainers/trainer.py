@@ -34,6 +34,7 @@ from envs.trajectory import Trajectory
 from rewards.dead_signal import SwitchRule, switched
 from trainers.adapter_sync import AdapterSync
 from trainers.credit import CreditAssigner, TokenBatch
+from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
@@ -44,7 +45,6 @@ from trainers.value_head import ValueHead
 from trainers.watch import repetition
 from trainers.watching import Watcher
 
-Schedule = Callable[[int], Sequence[str]]  # from a step to the card of each of its groups, (cards_per_step,)
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
 
@@ -136,6 +136,7 @@ class DialogueTrainer(GRPOTrainer):
             "groups_without_variance": credit.groups_without_variance,
             "rewards": reward_numbers(scores, self._group_size, self._history, self._rule),
             **self._watched,
+            **self._schedule.learn(step, [row["outcome"] for row in rows]),
             "max_logprob_difference": difference,
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
@@ -251,8 +252,8 @@ class DialogueTrainer(GRPOTrainer):
     def collect(self, rows: int) -> Rollout:
         """Run this rank's ``rows`` dialogues of the current step. Raises RunError, on every rank, past a budget."""
         step, first_row = self.rollout_step, self.accelerator.process_index * rows
-        planned = [card_id for card_id in self._schedule(step) for _ in range(self._group_size)]
-        card_ids = planned[first_row : first_row + rows]
+        planned = [group for group in self._schedule.of(step) for _ in range(self._group_size)]
+        planned = planned[first_row : first_row + rows]
         adapter = self.vllm_generation.name
         if self._watcher:
             started = time.monotonic()
@@ -260,7 +261,7 @@ class DialogueTrainer(GRPOTrainer):
             self._watch_seconds = time.monotonic() - started
         self._rollout = self._runner.run(
             self._worker.run(
-                card_ids, step, first_row, adapter, self._record_trajectories, switched(self._history, self._rule)
+                planned, step, first_row, adapter, self._record_trajectories, switched(self._history, self._rule)
             )
         )
         local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]

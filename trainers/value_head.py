@@ -3,8 +3,8 @@
 A linear layer on the last hidden state, in fp32, starting at 0. The state is brought to a root mean square of 1 and the
 layer's sum is divided by the width, so that one step of AdamW moves a value by about the head's learning rate, however
 wide the model is. It lies inside the wrapped model, so that data-parallel and sharded training see its weights, and
-outside the adapter, so that no release carries it. Its loss reaches the adapter through the hidden state, as in PPO with
-a shared trunk (arXiv 1707.06347).
+outside the adapter, so that no release carries it. Its loss reaches the adapter through the hidden state, as in PPO
+with a shared trunk (arXiv 1707.06347).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from envs.errors import InputError, describe_validation
 from envs.receipts import Line, ReceiptError, read_log
 from envs.trajectory import Record, Trajectory
 from trainers.config import RunConfig
+from trainers.curriculum import CURRICULUM, Curriculum, Outcome, recorded_curriculum
 from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation, compare, summarise
 from trainers.language import LANGUAGE, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
@@ -226,12 +227,26 @@ class _Run:
         if [line.get("step") for _, line in lines] != list(steps):
             raise Problem(name, None, f"tells of {len(lines)} steps, the dialogues of {TRAJECTORIES} of {len(steps)}")
         history: list[Counts] = []
+        curriculum = _computed(name, lambda: self._curriculum(lines[0][1])) if lines else None
         for number, line in lines:
-            expected = _computed(name, lambda line=line: step_numbers(steps[line["step"]], self.config, history))
+            rows = steps[line["step"]]
+            expected = _computed(name, lambda line=line, rows=rows: step_numbers(rows, self.config, history))
             history.append(counts_of(expected))
-            shared = [key for key in expected if key in line]
-            _compare({key: line[key] for key in shared}, {key: expected[key] for key in shared}, name, number)
+            if curriculum:
+                outcomes = [Outcome.of(row.trajectory) for row in rows]
+                expected |= _computed(TRAJECTORIES, lambda line=line, o=outcomes: curriculum.learn(line["step"], o))
+            shared = [key for key in expected if key in line or key == CURRICULUM]
+            _compare({key: line.get(key) for key in shared}, {key: expected[key] for key in shared}, name, number)
         self.counts["metrics"] = len(lines)
+
+    def _curriculum(self, line: dict[str, Any]) -> Curriculum | None:
+        """What chose the cards and clients of the steps; None where every card was played in turn."""
+        rules, split = self.config.curriculum, self.config.cards.train_split
+        if rules.kind == "rotation":
+            return None
+        cards = [card for card in self.cards.values() if card.split == split]
+        seed, groups = self.config.run.seed, self.config.trainer.cards_per_step
+        return recorded_curriculum(rules, cards, self.specs.values(), line, seed=seed, groups=groups)
 
     def _check_evaluations(self) -> None:
         """Every evaluation.json beside its dialogues, and every comparison.json, which is with evaluation/base."""

@@ -18,7 +18,7 @@ from envs.trajectory import Trajectory
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.tables import evaluation_table, language_table
 from trainers import assembly
-from trainers.client_models import ModelPool, check_client
+from trainers.client_models import ModelPool, check_client, training_clients
 from trainers.config import RunConfig
 from trainers.config_file import load_config
 from trainers.evaluation import (
@@ -52,6 +52,7 @@ class Job:
     spec: ClientSpec
     settings: EvaluationSettings
     out: Path
+    trained_with: str  # names of the client specs of training
 
 
 @app.command(epilog=app.info.epilog)
@@ -81,14 +82,13 @@ def evaluate(
         numbers = evaluation.model_dump(mode="json", exclude={"outcomes"})
         paired = difference.model_dump(mode="json") if difference else None
         measures = language.model_dump(mode="json")
-        clients = {"training": assembly.client_spec(job.config).name, "evaluation": job.spec.name}
+        clients = {"training": job.trained_with, "evaluation": job.spec.name}
         found = {"out": str(out), "clients": clients, "evaluation": numbers, "language": measures}
         print_json(found | {"difference": paired})
         return
     name = "base" if adapter is None else "adapter"
     shown = {"before": summarise(before, job.cards, job.settings)} if before else {}
-    trained_with = assembly.client_spec(job.config).name
-    stdout().print(evaluation_table(shown | {name: evaluation}, difference, trained_with))
+    stdout().print(evaluation_table(shown | {name: evaluation}, difference, job.trained_with))
     stdout().print()
     stdout().print(language_table({name: language}))
 
@@ -105,7 +105,8 @@ def _job(config: RunConfig, adapter: Path | None, base: bool, split: Split | Non
     check_client(client, spec, cards)
     resampling = Resampling(resamples=config.evaluation.bootstrap_resamples)
     settings = settings_for(spec, seeds or config.evaluation.seeds_per_card, resampling)
-    return Job(config, adapter, cards, spec, settings, out)
+    trained_with = ", ".join(one.name for _, one in training_clients(config))
+    return Job(config, adapter, cards, spec, settings, out, trained_with)
 
 
 def _before(folder: Path, job: Job) -> list[Trajectory]:

@@ -16,8 +16,9 @@ from envs.receipts import read_log
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
 from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
 from trainers.credit import GroupRelative
+from trainers.curriculum import Rotation
 from trainers.policy import Sampling
-from trainers.train import FINAL_ADAPTER, Rotation, TrainSettings, train
+from trainers.train import FINAL_ADAPTER, TrainSettings, train
 from trainers.trainer import Limits
 from trainers.transformers_engine import TransformersEngine
 
@@ -199,11 +200,10 @@ def test_dialogues_that_don_t_divide_are_refused_with_the_keys_to_change(model_d
 
 
 def test_every_card_is_played_once_before_any_is_played_again():
-    settings = replace(SETTINGS, steps=3, cards_per_step=2)
-    rotation = Rotation(["a", "b", "c"], settings)
-    played = [card for step in range(3) for card in rotation.of(step)]
-    assert sorted(played[:3]) == sorted(played[3:]) == ["a", "b", "c"]
-    assert rotation.of(1) == Rotation(["a", "b", "c"], settings).of(1)
+    rotation = Rotation(["a", "b", "c"], "appraisal-v1", seed=0, groups=2)
+    played = [group for step in range(3) for group in rotation.of(step)]
+    assert sorted(played[:3]) == sorted(played[3:]) == [(card, "appraisal-v1") for card in "abc"]
+    assert rotation.of(1) == Rotation(["a", "b", "c"], "appraisal-v1", seed=0, groups=2).of(1)
 
 
 def test_the_final_adapter_lies_where_it_is_looked_for():

@@ -56,6 +56,9 @@ def test_the_model_card_says_when_the_client_that_gave_the_reward_gave_the_score
     record = read_run(run, verify_run(run))
     card = render(record, folder="x", parameters=1, adapter_hash="0" * 64)
     assert "The same kind of client that gave the reward in training gave this score" in card
-    other = render(replace(record, trained_with="sage-v1"), folder="x", parameters=1, adapter_hash="0" * 64)
+    other = render(replace(record, trained_with=("sage-v1",)), folder="x", parameters=1, adapter_hash="0" * 64)
     assert "Training's client was `sage-v1`; the evaluation's, `appraisal-v1`, was not met in training." in other
+    several = replace(record, trained_with=("attune-v1", "sage-v1"))
+    said = "Training's clients were `attune-v1`, `sage-v1`; the evaluation's"
+    assert said in render(several, folder="x", parameters=1, adapter_hash="0" * 64)
     assert "gave this score" not in other
