@@ -23,6 +23,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from envs.trajectory import ClientTurn, Score, Stop, Trajectory
 from trainers.credit import GroupRelative
+from trainers.curriculum import Rotation
 from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker
@@ -258,7 +259,7 @@ def _trainer(
         peft_config=_lora(settings),
         worker=cast(RolloutWorker, _Rows(samples)),
         credit=GroupRelative(settings.group_size),
-        schedule=lambda step: ["random"] * settings.cards_per_step,
+        schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),
         server=cast(PolicyServer, _NoServer()),
         runner=runner,
         run_dir=run_dir,
