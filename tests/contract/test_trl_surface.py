@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainerCallback
+from transformers.masking_utils import find_packed_sequence_indices
 from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
@@ -36,7 +37,11 @@ def test_the_method_we_override_takes_the_rows_and_returns_the_batch():
 
 def test_nothing_else_of_trl_is_overridden():
     ours = {name for name in vars(DialogueTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
-    assert ours - {"_abc_impl"} == {"_generate_and_score_completions"}
+    assert ours - {"_abc_impl"} == {
+        "_generate_and_score_completions",
+        "_compute_loss",
+        "_get_per_token_logps_and_entropies",
+    }
 
 
 def test_the_trainer_syncs_weights_through_the_object_that_we_put_there_and_only_when_they_changed():
@@ -66,6 +71,20 @@ def test_likelihoods_of_sampler_and_trainer_come_back_with_the_batch():
 def test_the_loss_counts_only_tokens_under_completion_and_tool_mask():
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert 'completion_mask * inputs["tool_mask"]' in source
+
+
+def test_a_pass_over_likelihoods_takes_rows_in_chunks_and_options_that_do_not_go_by_rows():
+    taken = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert taken[:6] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert taken[6:8] == ["compute_entropy", "compute_aux_loss"]  # the others are a model's that sees images
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    for shared in ("shuffle_sequence_dict(", "split_tensor_dict("):
+        assert shared in source  # every tensor of the batch goes along, the segments too
+
+
+def test_without_an_attention_mask_positions_that_begin_again_part_a_row_into_sequences():
+    positions = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    assert find_packed_sequence_indices(positions).tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
 def test_parameters_are_gathered_by_the_distributed_backend():
