@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rewards.emotion import EmotionReward
 from rewards.format import FormatReward
 from tests.tiny_policy import CHATML, ByteClient, ScriptedServer, a_card, a_spec, tiny_model, tiny_tokenizer
 from trainers.chat_template import check_template, load_tokenizer
+from trainers.credit import ValueBased
 from trainers.policy import Sampling
 from trainers.reward_config import Gates
 from trainers.rollouts import Rollout, RolloutWorker
@@ -39,15 +41,25 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize(("form", "template"), [("think", OPENING), ("think", CHATML), ("kardia", OPENING)])
-def test_packed_dialogues_are_trained_on_as_they_were_sampled(model_dir, tmp_path, form, template):
+@pytest.mark.parametrize(
+    ("form", "template", "credit"),
+    [
+        ("think", OPENING, None),
+        ("think", CHATML, None),
+        ("kardia", OPENING, None),
+        ("think", OPENING, ValueBased(kind="turn", reference_kl=0.04)),
+    ],
+)
+def test_packed_dialogues_are_trained_on_as_they_were_sampled(model_dir, tmp_path, form, template, credit):
     tokenizer = load_tokenizer(model_dir)
     tokenizer.chat_template = template
     templates = {"en": check_template(tokenizer, "Be kind.", form)}
     seen: list[dict[str, Any]] = []
     given: dict[str, Any] = {"cards": [a_card()], "spec": a_spec(3), "make_client": ByteClient, "templates": templates}
     given |= {"reward": Scoring(TERMS, Gates()), "on_step": seen.append}
-    train(SETTINGS, model_dir=model_dir, run_dir=tmp_path, server=TransformersEngine(model_dir), **given)
+    settings = replace(SETTINGS, beta=0.0) if credit else SETTINGS  # ppo's divergence stands in its rewards
+    given["credit"] = credit
+    train(settings, model_dir=model_dir, run_dir=tmp_path, server=TransformersEngine(model_dir), **given)
 
     assert [line["step"] for line in seen] == [0, 1]
     for line in seen:
