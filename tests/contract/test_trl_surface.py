@@ -84,7 +84,8 @@ def test_a_pass_over_likelihoods_takes_rows_in_chunks_and_options_that_do_not_go
 
 def test_without_an_attention_mask_positions_that_begin_again_part_a_row_into_sequences():
     positions = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
-    assert find_packed_sequence_indices(positions).tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
+    found = find_packed_sequence_indices(positions)
+    assert found is not None and found.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
 def test_parameters_are_gathered_by_the_distributed_backend():
