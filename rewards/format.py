@@ -1,7 +1,8 @@
-"""The format reward: whether each reply keeps the form that it was asked for, by its tags alone.
+"""The forms of a reply: their tags, what of them the client hears, and the reward for keeping to one.
 
 Two forms: a thought between think tags and then the reply (RLVER, arXiv 2507.03112, whose paper gives nothing where the
-tag is missing), and Kardia-R1's four spans (arXiv 2512.01282).
+tag is missing), and Kardia-R1's four spans (arXiv 2512.01282). A reply is read as it was written; where the prompt
+opens the thought, the opening tag stands at its beginning all the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from envs.models.fence import without_thought
 from envs.trajectory import Score, Trajectory
 from rewards.per_reply import per_reply
 
@@ -20,26 +22,47 @@ TAGS: dict[Form, tuple[str, ...]] = {
     "think": ("<think>", "</think>"),
     "kardia": tuple(f"<|{span}_{end}|>" for span in SPANS for end in ("begin", "end")),
 }
+OPENED = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 class FormatReward:
-    """The share of replies that keep the form. ``thought_opened``: the prompt ends on the opening think tag, so that
-    the reply begins within the thought. Read from the reply as written, thoughts and tags included."""
+    """The share of replies that keep the form. Read from the reply as written, thoughts and tags included."""
 
-    def __init__(self, form: Form, *, thought_opened: bool = False) -> None:
+    def __init__(self, form: Form) -> None:
         self.name = f"format-{form}"
         self._form: Form = form
-        self._prefix = "<think>" if form == "think" and thought_opened else ""
 
     async def score(self, trajectory: Trajectory) -> Score:
         """The score of one dialogue; None when it failed or nobody replied."""
-        found = [format_flaws(self._prefix + turn.supporter.written, self._form) for turn in trajectory.turns]
-        why = [f"turn {number}: {', '.join(flaws)}" for number, flaws in enumerate(found, 1) if flaws]
-        return per_reply(self.name, trajectory, [float(not flaws) for flaws in found], "; ".join(why) or "all keep it")
+        found = [format_flaws(turn.supporter.written, self._form) for turn in trajectory.turns]
+        why = "; ".join(broken_form(trajectory, self._form).values())
+        return per_reply(self.name, trajectory, [float(not flaws) for flaws in found], why or "all keep it")
+
+
+def broken_form(trajectory: Trajectory, form: Form) -> dict[int, str]:
+    """Which replies break the form, by turn from 0, and what is wrong with each."""
+    found = (format_flaws(turn.supporter.written, form) for turn in trajectory.turns)
+    return {turn: f"turn {turn + 1}: {', '.join(flaws)}" for turn, flaws in enumerate(found) if flaws}
+
+
+def heard_part(text: str, form: Form | Literal["plain"]) -> str:
+    """What the client hears of a reply: what follows its thought, and in Kardia's form the response alone.
+
+    A reply without any tag is heard whole. Of a thought that was not closed, and of spans without a response, nothing
+    is heard; a response that was cut off is heard as far as it goes.
+    """
+    text = without_thought(text)
+    if form == "kardia" and TAG.search(text):
+        _, begun, response = text.rpartition("<|response_begin|>")
+        text = TAG.split(response, maxsplit=1)[0] if begun else ""
+    return text
 
 
 def format_flaws(text: str, form: Form) -> list[str]:
-    """What is wrong with a reply's form, in fixed words; nothing where it is kept."""
+    """What is wrong with a reply's form, in fixed words; nothing where it is kept. A whole thought before Kardia's
+    spans is no part of them: some chat templates begin every reply with one."""
+    if form == "kardia":
+        text = OPENED.sub("", text, count=1) if OPENED.match(text) else text
     tags = [tag for tag in TAG.findall(text) if tag in TAGS[form]]
     flaws = [f"{tag} is missing" for tag in TAGS[form] if tag not in tags]
     flaws += [f"{tag} stands {tags.count(tag)} times" for tag in TAGS[form] if tags.count(tag) > 1]

@@ -87,7 +87,8 @@ def dialogue_rows(vocabulary: int, tokens: int, rows: int, ragged: bool) -> list
         prompt = length // 8
         mask = [0] * prompt + [int(place % (REPLY + ANSWER) < REPLY) for place in range(length - prompt)]
         ids = [random.randrange(1, vocabulary) for _ in range(length)]
-        samples.append(Sample(tuple(ids), tuple(mask), tuple(-log(vocabulary) * ours for ours in mask), prompt))
+        turns = tuple(ours - 1 for ours in mask)
+        samples.append(Sample(tuple(ids), turns, tuple(-log(vocabulary) * ours for ours in mask), prompt))
     return samples
 
 

@@ -197,8 +197,8 @@ def chat_templates(config: RunConfig, model_dir: Path, cards: Sequence[PersonaCa
     templates: dict[Language, ChatTemplate] = {}
     for card in cards:
         if card.language not in templates:
-            prompt = read_prompt(card.language, config.policy.system_prompt)
-            templates[card.language] = check_template(tokenizer, prompt)
+            prompt = read_prompt(card.language, config.policy.system_prompt, config.policy.format)
+            templates[card.language] = check_template(tokenizer, prompt, config.policy.format)
     return templates
 
 

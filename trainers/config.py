@@ -58,7 +58,16 @@ class Policy(Section):
         default=None,
         description="Jinja file; none: the model's own template (the small policy's is configs/prompts/chatml.jinja).",
     )
-    context_tokens: Count = Field(default=1024, description="Longest dialogue, prompt included, in tokens.")
+    format: Literal["plain", "think", "kardia"] = Field(
+        default="plain",
+        description="What a reply is: itself, a thought and a reply (RLVER), or Kardia-R1's four spans.",
+    )
+    format_required: bool = Field(
+        default=False, description="A dialogue in which a reply breaks the format is worth 0, whatever else it earned."
+    )
+    context_tokens: Count = Field(
+        default=1024, description="Longest dialogue, prompt and one reply's thoughts included, in tokens."
+    )
     max_new_tokens: Count = Field(default=64, description="Longest reply, in tokens.")
     temperature: Positive = Field(default=1.0, description="Sampling temperature; there is no top-p and no top-k.")
 
@@ -211,6 +220,7 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
             f"policy.max_new_tokens: {policy.max_new_tokens} leaves no room in policy.context_tokens "
             f"({policy.context_tokens}); lower the first or raise the second"
         )
+    problems += _format_conflicts(config)
     if config.lora.dropout > 0:
         problems.append(
             "lora.dropout: must be 0: dropout makes training log-probabilities differ from those that were sampled"
@@ -219,6 +229,25 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             f"evaluation.split: {config.evaluation.split!r} is what training uses (cards.train_split); "
             "evaluate on another split"
+        )
+    return problems
+
+
+def _format_conflicts(config: RunConfig) -> list[str]:
+    form, required = config.policy.format, config.policy.format_required
+    paid = [term.name for term in config.rewards if term.weight and term.name.startswith("format-")]
+    problems = [
+        f"rewards: {name} rewards a format that policy.format ({form}) doesn't ask for; make them the same, or give it "
+        "weight 0"
+        for name in paid
+        if name != f"format-{form}"
+    ]
+    if form == "plain" and required:
+        problems.append("policy.format_required: plain is no format that a reply could break; remove it")
+    if form != "plain" and not required and not paid:
+        problems.append(
+            f"policy.format: nothing holds the policy to {form}; add {{name: format-{form}, weight: 0.2}} to rewards, "
+            "or set policy.format_required"
         )
     return problems
 

@@ -138,11 +138,14 @@ def perplexity(
     losses: list[float] = []
     counts: list[float] = []
     for trajectory in sampled:
-        sample = build_sample([turn.supporter for turn in trajectory.turns], end_of_turn)
-        ids = torch.tensor([sample.ids], device=device)
-        ours = torch.tensor(sample.policy_mask[1:], dtype=torch.bool, device=device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids).logits[0, :-1][ours].float()
-            losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:][ours], reduction="sum")))
-        counts.append(float(ours.sum()))
+        sample = build_sample([turn.supporter for turn in trajectory.turns], end_of_turn, retold=True)
+        loss = 0.0
+        for segment in sample.segments:
+            ids = torch.tensor([sample.ids[segment]], device=device)
+            ours = torch.tensor(sample.policy_mask[segment][1:], dtype=torch.bool, device=device)
+            with torch.inference_mode():
+                logits = model(input_ids=ids).logits[0, :-1][ours].float()
+                loss += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:][ours], reduction="sum"))
+        losses.append(loss)
+        counts.append(float(len(sample.sampled_ids)))
     return estimate_ratio(losses, counts, [t.card_id for t in sampled], resampling, transform=math.exp)

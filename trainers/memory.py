@@ -1,7 +1,8 @@
 """An estimate of the memory that a run needs on each device, from the configuration and the model's architecture alone.
 
 With P parameters of the base model, L of the adapter, e bytes per number of the base model's type (fp32 4, bf16 2),
-b = trainer.micro_batch dialogues of T = policy.context_tokens tokens in a pass, n layers, and the sizes h (hidden),
+b = trainer.micro_batch dialogues of T tokens in a pass (policy.context_tokens; where policy.format has thoughts, each
+of m turns is a segment with its own history, and T is (m + 1) / 2 times as much), n layers, and the sizes h (hidden),
 q = heads x head size, k = key-value heads x head size, f (feed-forward), v (vocabulary), r (rank), a training device
 holds
 
@@ -36,6 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envs.client_spec import load_spec
 from trainers.client_config import BOOTSTRAP
 from trainers.config import RunConfig
 
@@ -211,12 +213,25 @@ def estimate_memory(config: RunConfig, architecture: Architecture) -> list[Devic
     return estimates
 
 
+def row_tokens(config: RunConfig) -> int:
+    """The longest row that is trained on, in tokens: a dialogue, or its segments where the format has thoughts.
+
+    The last segment fills the context; those before it are taken to grow evenly towards it.
+    """
+    context = config.policy.context_tokens
+    if config.policy.format == "plain":
+        return context
+    turns = config.dialogue.max_turns or load_spec(config.client.spec).max_turns
+    return context * (turns + 1) // 2
+
+
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
     trainer, each = config.trainer, BYTES[config.policy.dtype]
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
     shares = len(config.devices.training) if trainer.deepspeed else 1
-    tokens = trainer.micro_batch * config.policy.context_tokens
-    layer = architecture.activation_bytes(each, config.lora.rank, config.policy.context_tokens)
+    row = row_tokens(config)
+    tokens = trainer.micro_batch * row
+    layer = architecture.activation_bytes(each, config.lora.rank, row)
     if trainer.gradient_checkpointing:
         activations = tokens * (architecture.layers * architecture.hidden * each + layer)
     else:

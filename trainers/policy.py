@@ -1,4 +1,8 @@
-"""The policy as a supporter: one object plays one dialogue and holds its concatenated token ids."""
+"""The policy as a supporter: one object plays one dialogue and holds its token ids.
+
+In the plain format these are the concatenated ids of all that was said. In the others a reply stands in later prompts
+as the client heard it; its ids there are made once, when it was sampled, and kept.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +46,7 @@ class PolicySupporter:
         if said.speaker != "client" or sum(message.speaker == "supporter" for message in messages) != self._turn:
             raise ValueError("a supporter answers each message of its own client once, in order")
         template, sampling = self._template, self._sampling
-        prompt_ids = template.following(said.text) if self._turn else template.opening(said.text)
-        prompt_ids = [*self._ids, *prompt_ids]
+        prompt_ids = [*self._ids, *(template.following(said.text) if self._turn else template.opening(said.text))]
         if len(prompt_ids) + sampling.max_tokens > sampling.max_context:
             raise RunError(
                 f"turn {self._turn}: {len(prompt_ids)} prompt tokens and a reply of up to {sampling.max_tokens} don't "
@@ -57,8 +60,11 @@ class PolicySupporter:
             temperature=sampling.temperature,
             stop_ids=(template.end_of_turn,),
         )
-        forced = [] if sampled.ids[-1] == template.end_of_turn else [template.end_of_turn]
-        self._ids = [*prompt_ids, *sampled.ids, *forced]
+        if template.form == "plain":
+            forced = [] if sampled.ids[-1] == template.end_of_turn else [template.end_of_turn]
+            self._ids = [*prompt_ids, *sampled.ids, *forced]
+        else:
+            self._ids += template.retold(said.text, sampled.ids, first=not self._turn)
         self._turn += 1
         text, written = template.heard(sampled.ids), template.written(sampled.ids)
         return Generation(

@@ -126,10 +126,11 @@ class RolloutWorker:
         )
 
     def _sample(self, trajectory: Trajectory, score: Score) -> Sample:
-        end_of_turn = next(iter(self.templates.values())).end_of_turn
+        template = next(iter(self.templates.values()))
         if score.value is None:
-            return blank_sample(end_of_turn)
-        return build_sample([turn.supporter for turn in trajectory.turns], end_of_turn)
+            return blank_sample(template.end_of_turn)
+        said = [turn.supporter for turn in trajectory.turns]
+        return build_sample(said, template.end_of_turn, retold=template.form != "plain")
 
 
 def check_budget(rows: Sequence[Mapping[str, Any]], step: int, budget: float) -> None:

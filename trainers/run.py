@@ -168,7 +168,8 @@ def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Lang
     from trainers.chat_template import read_prompt
 
     config = plan.config
-    prompts = {language: read_prompt(language, config.policy.system_prompt) for language in templates}
+    policy = config.policy
+    prompts = {language: read_prompt(language, policy.system_prompt, policy.format) for language in templates}
     texts = {f"prompts/supporter_{language}.txt": text for language, text in prompts.items() if text}
     folder.record(
         dump_config(config),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 from envs.cards import Language
 from envs.errors import InputError
@@ -14,7 +12,8 @@ from envs.models.model_client import ModelClient
 from envs.trajectory import Score, Stop, Trajectory
 from rewards.certificate import Certificate
 from rewards.combine import in_groups
-from rewards.gates import GateVerdict, check_gates, gated_emotions
+from rewards.format import Form, broken_form
+from rewards.gates import check_gates
 from rewards.judge import Judge
 from rewards.judgments import Comparison, JudgeRules, Judgment, judgment_line, read_comparisons, read_judgments
 from rewards.pairwise import AskedComparisons, PairSource, PairwiseRubric, RecordedComparisons
@@ -27,9 +26,9 @@ from trainers.credit import CHANGE, EMOTION
 from trainers.gate_reading import GateReader, check_reader, recorded_reader
 from trainers.reward_config import Gates, JudgeTerm
 from trainers.run_files import append_lines
+from trainers.voiding import Findings, counted, form_score, gate_score
 
 RUBRIC = "rubric-"
-GATES = "gates"
 JUDGMENTS = "judgments"  # folder of a run: one file a rubric, one line a dialogue; NAME-pairs: one line a pair
 ABSOLUTE, PAIRS = "-absolute", "-pairs"
 TOTAL_ABSOLUTE = "total" + ABSOLUTE
@@ -41,20 +40,24 @@ class Scoring:
     """Scores dialogues: every reward, the gates, and the total, which is None where a weighted part is.
 
     ``pairs``: the rewards that may be compared pairwise, by name; ``reader``: who reads gates after the patterns.
+    ``form``: the form that every reply has to keep, or nothing counts.
     """
 
     terms: tuple[tuple[Reward, float], ...]
     gates: Gates
     pairs: Mapping[str, PairwiseRubric] = field(default_factory=dict)
     reader: GateReader | None = None
+    form: Form | None = None
 
     async def __call__(self, trajectory: Trajectory) -> Score:
         """The score named "total", with its parts as they count."""
         parts = [await reward.score(trajectory) for reward, _ in self.terms]
         found = await self._gated(trajectory)
-        parts = [_voided(part, trajectory, found.closed) for part in parts]
+        parts = [counted(part, trajectory, found) for part in parts]
         if self.gates.all:
-            parts.append(_gate_score(found.verdicts, found.counting))
+            parts.append(gate_score(found))
+        if self.form:
+            parts.append(form_score(found))
         return self._total(parts, found.blind, len(trajectory.turns))
 
     async def compared(
@@ -91,17 +94,18 @@ class Scoring:
                 absolutes.append(part.model_copy(update={"name": part.name + ABSOLUTE, "per_turn": None}))
                 rated = "None" if part.value is None else f"{part.value:g}"
                 share = share.model_copy(update={"evidence": f"{share.evidence}; rated {rated}"})
-                part = _voided(share, trajectory, found.closed)
+                part = counted(share, trajectory, found)
             parts.append(part)
         absolutes.append(Score(name=TOTAL_ABSOLUTE, value=old.value, evidence="the total by ratings alone"))
         return self._total([*parts, *absolutes], found.blind, len(trajectory.turns))
 
-    async def _gated(self, trajectory: Trajectory) -> _Gated:
+    async def _gated(self, trajectory: Trajectory) -> Findings:
         language = language_of(trajectory)
         verdicts = check_gates(trajectory, language, self.gates.all) if self.gates.all else []
         if self.reader:
             verdicts = await self.reader(trajectory, language, verdicts)
-        return _Gated(verdicts, [verdict for verdict in verdicts if verdict.gate in self.gates.names])
+        broken = broken_form(trajectory, self.form) if self.form else {}
+        return Findings(verdicts, [verdict for verdict in verdicts if verdict.gate in self.gates.names], broken)
 
     def _total(self, parts: Sequence[Score], blind: bool, turns: int) -> Score:
         weights = [weight for _, weight in self.terms]
@@ -115,54 +119,9 @@ class Scoring:
         )
 
 
-class _Gated(NamedTuple):
-    """What the gates say of a dialogue: every verdict, and those that count."""
-
-    verdicts: Sequence[GateVerdict]
-    counting: Sequence[GateVerdict]
-
-    @property
-    def closed(self) -> list[GateVerdict]:
-        return [verdict for verdict in self.counting if verdict.closed]
-
-    @property
-    def blind(self) -> bool:
-        """Whether one that counts could not be judged, so that nobody knows what the total is."""
-        return any(verdict.closed is None for verdict in self.counting)
-
-
 def language_of(trajectory: Trajectory) -> Language:
     """The language of a dialogue: its card's id begins with it."""
     return "zh" if trajectory.card_id.startswith("zh-") else "en"
-
-
-def _voided(part: Score, trajectory: Trajectory, closed: Sequence[GateVerdict]) -> Score:
-    """A part after a gate closed: the emotion counts at most its start, every other reward nothing.
-
-    If another reward counted on, it could buy back what the gate took.
-    """
-    if part.value is None or not closed:
-        return part
-    said = f"{part.evidence}; void ({part.value:g}): {'; '.join(map(_told, closed))}"
-    if part.name != "emotion":
-        none = None if part.per_turn is None else tuple(0.0 for _ in part.per_turn)
-        return part.model_copy(update={"value": 0.0, "per_turn": none, "evidence": said})
-    emotions = gated_emotions(trajectory, closed)
-    changes = tuple((after - before) / 100 for before, after in pairwise(emotions))
-    return part.model_copy(update={"value": emotions[-1] / 100, "per_turn": changes, "evidence": said})
-
-
-def _gate_score(verdicts: Sequence[GateVerdict], counting: Sequence[GateVerdict]) -> Score:
-    """1: every gate that counts passed on every reply, 0: one closed, None: one could not be judged."""
-    closed, unknown = ([v for v in verdicts if v.closed is state] for state in (True, None))
-    states = {verdict.closed for verdict in counting}
-    value = 0.0 if True in states else None if None in states else 1.0
-    told = "; ".join([*map(_told, closed), *(f"{v.gate} at turn {v.turn + 1}: {v.cause}" for v in unknown)])
-    return Score(name=GATES, value=value, evidence=told or "every gate passed")
-
-
-def _told(verdict: GateVerdict) -> str:
-    return f"{verdict.gate} closed at turn {verdict.turn + 1} ({verdict.cause}): “{verdict.evidence}”"
 
 
 def judges_of(config: RunConfig, folder: Path | None = None) -> dict[str, tuple[JudgeTerm, Judge]]:
@@ -310,7 +269,7 @@ def live_scoring(config: RunConfig, views: Views, folder: Path | None, reader: G
             keep = _keeper(comparisons_file(folder, judge.rubric) if folder else None)
             asked = AskedComparisons(judge, models, language_of, keep)
             pairs[name] = _pairwise(config, name, term, judge, asked, names, term.certificates)
-    return Scoring(_terms(config, rewards), config.gates, pairs, reader)
+    return Scoring(_terms(config, rewards), config.gates, pairs, reader, _required(config))
 
 
 def _keeper(file: Path | None) -> Callable[[Judgment | Comparison], None]:
@@ -345,7 +304,14 @@ def recorded_scoring(config: RunConfig, folder: Path) -> Scoring:
             comparisons = read_comparisons(compared) if compared.exists() else {}
             recorded = RecordedComparisons(comparisons, judge, names, language_of)
             pairs[name] = _pairwise(config, name, term, judge, recorded, names, kept)
-    return Scoring(_terms(config, rewards), config.gates, pairs, recorded_reader(config, folder))
+    reader = recorded_reader(config, folder)
+    return Scoring(_terms(config, rewards), config.gates, pairs, reader, _required(config))
+
+
+def _required(config: RunConfig) -> Form | None:
+    """The form without which nothing counts."""
+    form = config.policy.format
+    return form if config.policy.format_required and form != "plain" else None
 
 
 def judgments_file(folder: Path, rubric: Rubric) -> Path:

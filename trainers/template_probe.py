@@ -37,6 +37,7 @@ SHIPPED = {  # a control token that a template writes: the files of ours that wr
     "<|im_start|>": CHATML,
 }
 NO_THINK = "configs/prompts/templates/qwen3_no_think.jinja"
+THINK = "<think>"
 SHOWN = 60  # longest excerpt of a rendering in a message, in characters
 
 Render = Callable[..., str]  # (messages, **variables of the template) -> text; raises whatever the template raises
@@ -50,21 +51,26 @@ class Pieces:
     tail: str  # from there to where the reply begins
     between: str  # after a reply, up to the client's next message
     next_tail: str  # after a later message of the client, up to where the reply begins
+    told: str  # in the place of tail before an earlier reply
+    next_told: str  # in the place of next_tail before an earlier reply
 
     def around(self, client: Sequence[str], replies: Sequence[str]) -> list[str]:
         """Pieces and messages in turn, piece first and last: a dialogue that waits for its next reply."""
-        parts = [self.head, client[0], self.tail]
+        told, parts = self.told, [self.head, client[0]]
         for reply, said in zip(replies, client[1:], strict=True):
-            parts += [reply, self.between, said, self.next_tail]
-        return parts
+            parts += [told, reply, self.between, said]
+            told = self.next_told
+        return [*parts, self.next_tail if replies else self.tail]
 
 
-def take_apart(render: Render, source: str, system_prompt: str | None) -> Pieces:
+def take_apart(render: Render, source: str, system_prompt: str | None, *, retold: bool = False) -> Pieces:
     """What the template puts around the messages. Raises InputError with reason and remedy when that isn't constant.
 
     ``source`` is the template's text: by its control tokens the remedy names the file of ours that suits the model.
+    ``retold``: what was sampled is told anew in the history, without its thoughts, so that other text may stand before
+    an earlier reply than it was written after, as long as it is always the same.
     """
-    probe = _Probe(render, source, system_prompt)
+    probe = _Probe(render, source, system_prompt, retold)
     pieces = probe.placeholders()
     probe.odd_texts(pieces)
     probe.dates()
@@ -85,29 +91,45 @@ class _Probe:
     render: Render
     source: str
     system_prompt: str | None
+    retold: bool
 
     def placeholders(self) -> Pieces:
         """The pieces, from a dialogue that grows exchange by exchange."""
         grown = [self._rendered(CLIENT[:count], REPLIES[: count - 1]) for count in range(1, EXCHANGES + 1)]
         self._complete(grown[0], CLIENT[:1])
+        if not self.retold:
+            self._grows(grown)
+        messages = [text for pair in zip(CLIENT, (*REPLIES[:-1], ""), strict=True) for text in pair if text]
+        self._complete(grown[-1], messages)
+        head, *told, next_tail = re.split("|".join(map(re.escape, messages)), grown[-1])
+        opened, closed = told[0::2], told[1::2]
+        for what, texts in (("reply", closed), ("message of the client", opened[1:])):
+            if other := next((text for text in texts if text != texts[0]), None):
+                shown = _becomes(texts[0], other)
+                raise self._refusal(f"puts something else after a later {what}: {shown}")
+        tail = grown[0].partition(CLIENT[0])[2]
+        pieces = Pieces(head, tail, closed[0], next_tail, opened[0], opened[1])
+        for count, text in enumerate(grown, 1):
+            composed = "".join(pieces.around(CLIENT[:count], REPLIES[: count - 1]))
+            if text != composed:
+                shown = _difference(text, composed)
+                raise self._refusal(
+                    f"is not prefix-preserving: what came before a message is rendered differently: {shown}"
+                )
+        return pieces
+
+    def _grows(self, grown: Sequence[str]) -> None:
+        """Each dialogue begins with the one before it."""
         for index, (before, after) in enumerate(pairwise(grown)):
             if not after.startswith(before + REPLIES[index]):
                 reason = _change(before, after, index, self.system_prompt)
                 raise self._refusal(f"is not prefix-preserving: with the client's next message, {reason}")
-        messages = [text for pair in zip(CLIENT, (*REPLIES[:-1], ""), strict=True) for text in pair if text]
-        self._complete(grown[-1], messages)
-        head, tail, *rest = re.split("|".join(map(re.escape, messages)), grown[-1])
-        for what, texts in (("reply", rest[0::2]), ("message of the client", rest[1::2])):
-            if other := next((text for text in texts if text != texts[0]), None):
-                shown = _becomes(texts[0], other)
-                raise self._refusal(f"puts something else after a later {what}: {shown}")
-        return Pieces(head, tail, rest[0], rest[1])
 
     def odd_texts(self, pieces: Pieces) -> None:
         """Messages that say something odd stay what they are, but for white space at their edges."""
         for what, odd in ODD_TEXTS.items():
             parts = pieces.around([odd] * EXCHANGES, [odd] * (EXCHANGES - 1))
-            text = self._rendered(parts[1::4], parts[3::4])
+            text = self._rendered([odd] * EXCHANGES, [odd] * (EXCHANGES - 1))
             pattern = (re.escape(p) if i % 2 == 0 else rf"\s*{re.escape(p.strip())}\s*" for i, p in enumerate(parts))
             if not re.fullmatch("".join(pattern), text):
                 raise self._refusal(f"rewrites {what}: {_difference(''.join(parts), text)}")
@@ -163,7 +185,8 @@ def _change(before: str, after: str, index: int, system_prompt: str | None) -> s
     kept, _, opened = before.partition(said)
     if after.startswith(kept + said):
         in_history = after.removeprefix(kept + said).partition(reply)[0]
-        return f"other text stands before a reply than it was written after: {_becomes(opened, in_history)}"
+        hint = " (policy.format: think may suit)" if opened.rstrip().endswith(THINK) else ""
+        return f"other text stands before a reply than it was written after{hint}: {_becomes(opened, in_history)}"
     return f"what came before it is rendered differently: {shown}"
 
 

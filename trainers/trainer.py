@@ -36,6 +36,7 @@ from trainers.adapter_sync import AdapterSync
 from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
+from trainers.packing import Positions, padded_segments
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
@@ -83,7 +84,8 @@ class DialogueTrainer(GRPOTrainer):
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
         assert self.model is not None
-        self.model.register_forward_pre_hook(count_positions, with_kwargs=True)
+        self._positions = Positions()
+        self.model.register_forward_pre_hook(self._positions, with_kwargs=True)
         if self.args.bf16 and not self.is_deepspeed_enabled:
             compute_without_copies(self.model)
         self.use_vllm = True
@@ -112,7 +114,10 @@ class DialogueTrainer(GRPOTrainer):
         step = self.rollout_step
         started = time.monotonic()
         self._heard.clear()
-        batch = super()._generate_and_score_completions([dict(row) for row in inputs])
+        with self._positions.of(None):  # collect names the rollout's segments, for the likelihoods within
+            batch = super()._generate_and_score_completions([dict(row) for row in inputs])
+            if self._positions.rows is not None:
+                batch["segments"] = self._positions.rows
         assert self._rollout is not None
         rollout, self._rollout = self._rollout, None
         local_rows = [summary(*pair) for pair in zip(rollout.trajectories, rollout.scores, strict=True)]
@@ -182,7 +187,7 @@ class DialogueTrainer(GRPOTrainer):
         model = cast(PeftModel, self.accelerator.unwrap_model(self.model))
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        with use_adapter(model, adapter_name=None):
+        with use_adapter(model, adapter_name=None), self._positions.of(batch.get("segments")):
             return self._get_per_token_logps_and_entropies(
                 self.model, ids, mask, batch["completion_ids"].size(1), self.args.per_device_train_batch_size
             )[0]
@@ -198,17 +203,19 @@ class DialogueTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """TRL's pass over likelihoods; where there is a value head, its values are kept too."""
         given = (model, input_ids, attention_mask, logits_to_keep, *args)
+        likelihoods = functools.partial(self._positions.over, super()._get_per_token_logps_and_entropies)
         if self.value_head is None:
-            return super()._get_per_token_logps_and_entropies(*given, **kw)
+            return likelihoods(*given, **kw)
         with self.value_head.listening() as heard:
-            found = super()._get_per_token_logps_and_entropies(*given, **kw)
+            found = likelihoods(*given, **kw)
         self._heard.append(torch.cat(heard)[:, -logits_to_keep:])
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """TRL's loss; with a value head, the value head's beside it, averaged over the tokens of the optimizer step."""
         self._heard.clear()
-        loss = super()._compute_loss(model, inputs)
+        with self._positions.of(inputs.get("segments")):
+            loss = super()._compute_loss(model, inputs)
         if self._credit.value is None:
             return loss
         (values_BT,) = self._heard
@@ -266,6 +273,8 @@ class DialogueTrainer(GRPOTrainer):
         )
         local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]
         check_budget(gather_object(local_rows), step, self._limits.error_budget)
+        segments = padded_segments(self._rollout.samples)
+        self._positions.rows = None if segments is None else segments.to(self.accelerator.device)
         return self._rollout
 
     def _record_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
@@ -314,18 +323,6 @@ def compute_without_copies(model: torch.nn.Module) -> None:
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.cast_input_dtype_enabled = False
-
-
-def count_positions(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward pre-hook: (B, T) position ids that begin with 0 at each row's first real token.
-
-    TRL pads on the left and names no positions, so a row's words would stand at other positions than where they were
-    sampled. Rotary embeddings are relative, but not their rounding: that alone moves log-probabilities by up to 1e-4.
-    """
-    mask = kwargs.get("attention_mask")
-    if mask is not None and kwargs.get("position_ids") is None:
-        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return args, kwargs
 
 
 def updates_per_rollout(args: Any) -> int:

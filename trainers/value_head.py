@@ -52,7 +52,7 @@ class ValueHead:
         self._hidden: Tensor | None = None
         self._heard: list[Tensor] | None = None
         base.base_model.register_forward_hook(self._keep_hidden)
-        model.register_forward_hook(self._value)  # PEFT calls the base's forward past its hooks
+        base.register_forward_hook(self._value)
 
     @contextmanager
     def listening(self) -> Iterator[list[Tensor]]:

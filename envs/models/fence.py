@@ -37,7 +37,5 @@ def fenced(text: str, who: str, name: str) -> str:
 
 
 def without_thought(text: str) -> str:
-    """``text`` after its thought. A thought that was cut off leaves nothing to hear."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
+    """``text`` after its thoughts. Of a thought that was cut off nothing is left to hear."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]

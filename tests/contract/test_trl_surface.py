@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from transformers import Trainer, TrainerCallback
+from transformers.masking_utils import find_packed_sequence_indices
 from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
@@ -69,8 +70,8 @@ def test_the_likelihoods_come_out_of_the_model_s_call_one_column_short():
     assert "hidden_states = backbone_outputs.last_hidden_state[:, :-1]" in inspect.getsource(add_fused_lm_head)
 
 
-def test_the_base_of_peft_s_model_is_called_past_its_hooks_so_ours_hang_on_peft_s():
-    assert "self.model.forward(" in inspect.getsource(BaseTuner.forward)
+def test_the_base_of_peft_s_model_is_called_with_its_hooks():
+    assert "self.model(*args, **kwargs)" in inspect.getsource(BaseTuner.forward)
 
 
 def test_the_trainer_syncs_weights_through_the_object_that_we_put_there_and_only_when_they_changed():
@@ -100,6 +101,21 @@ def test_likelihoods_of_sampler_and_trainer_come_back_with_the_batch():
 def test_the_loss_counts_only_tokens_under_completion_and_tool_mask():
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert 'completion_mask * inputs["tool_mask"]' in source
+
+
+def test_a_pass_over_likelihoods_takes_rows_in_chunks_and_options_that_do_not_go_by_rows():
+    taken = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    assert taken[:6] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert taken[6:8] == ["compute_entropy", "compute_aux_loss"]  # the others are a model's that sees images
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    for shared in ("shuffle_sequence_dict(", "split_tensor_dict("):
+        assert shared in source  # every tensor of the batch goes along, the segments too
+
+
+def test_without_an_attention_mask_positions_that_begin_again_part_a_row_into_sequences():
+    positions = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    found = find_packed_sequence_indices(positions)
+    assert found is not None and found.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
 def test_parameters_are_gathered_by_the_distributed_backend():

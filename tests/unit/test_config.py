@@ -104,6 +104,14 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         ),
         (["policy.dtype=bfloat16"], "trainer.logprob_tolerance", "raise it to 0.01 or more"),
         (["rewards=[{name: emotion}, {name: emotion}]"], "rewards", "named twice"),
+        (["rewards=[{name: format-think}]"], "rewards", "format-think rewards a format that policy.format (plain)"),
+        (["policy.format_required=true"], "policy.format_required", "no format that a reply could break"),
+        (["policy.format=think"], "policy.format", "add {name: format-think, weight: 0.2} to rewards"),
+        (
+            ["policy.format=kardia", "rewards=[{name: emotion}, {name: format-kardia, weight: 0}]"],
+            "policy.format",
+            "or set policy.format_required",
+        ),
         (["engine.kind=transformers", "engine.urls=[http://127.0.0.1:1]"], "engine.urls", "remove urls"),
         (["engine.port=8000", "engine.urls=[http://127.0.0.1:1]"], "engine.port", "remove one of the two"),
         (["engine.urls=['127.0.0.1:1']"], "engine.urls", "must begin with http://"),
@@ -135,6 +143,12 @@ def test_what_can_not_be_combined_is_refused_with_a_remedy(overrides: list[str],
 )
 def test_a_missing_file_is_named_with_its_key(override: str, said: str) -> None:
     assert refusal(None, override).startswith(f"command line: {said}")
+
+
+def test_a_format_is_held_by_its_reward_or_by_the_requirement() -> None:
+    rewarded = load_config(None, ["policy.format=think", "rewards=[{name: emotion}, {name: format-think}]"])
+    assert load_config(None, ["policy.format=think", "policy.format_required=true"]).policy.format_required
+    assert rewarded.policy.format == "think"
 
 
 def test_a_hub_id_needs_no_folder() -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from trainers.config import RunConfig
 from trainers.config_file import load_config
-from trainers.memory import GIB, KNOWN, Architecture, ArchitectureUnknown, architecture_of, estimate_memory
+from trainers.memory import (
+    GIB,
+    KNOWN,
+    Architecture,
+    ArchitectureUnknown,
+    architecture_of,
+    estimate_memory,
+    row_tokens,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Architecture(hidden=4, layers=2, heads=2, kv_heads=1, feed_forward=8, vocabulary=10)
@@ -58,6 +66,16 @@ def test_the_adapter_of_the_7b_model_at_rank_16_has_forty_million_parameters() -
 
 def test_keys_and_values_of_the_7b_model_take_56_kib_a_token() -> None:
     assert KNOWN["qwen2.5-7b"].cache_bytes(2) == 2 * 28 * 512 * 2 == 56 * 1024
+
+
+def test_a_row_of_segments_is_as_long_as_evenly_growing_turns_make_it() -> None:
+    """Four turns that grow evenly to 100 tokens: 25 + 50 + 75 + 100 = 250."""
+    assert row_tokens(config()) == 100
+    thinking = {"format": "think", "format_required": True, "context_tokens": 100, "max_new_tokens": 10}
+    assert row_tokens(config(policy=thinking, dialogue={"max_turns": 4})) == 250
+    packed = estimate_memory(config(policy=thinking, dialogue={"max_turns": 4}), TINY)[0].parts
+    plain = estimate_memory(config(policy={"context_tokens": 250, "max_new_tokens": 10}), TINY)[0].parts
+    assert packed["activations"] == plain["activations"] and packed["logits"] == plain["logits"]
 
 
 def test_a_training_device_holds_what_the_formulas_say() -> None:

@@ -113,9 +113,10 @@ def test_the_form_is_read_from_the_reply_as_written_and_scored_by_the_share_of_r
     assert found.evidence.startswith("turn 2: <think> is missing, </think> is missing; turn 4:")
 
 
-def test_a_template_that_opens_the_thought_itself_is_allowed_for() -> None:
-    talk = written("a</think>b", "<think>a</think>b")
-    assert score(FormatReward("think", thought_opened=True), talk).per_turn == (0.5, 0)
+def test_a_whole_thought_before_the_four_spans_is_no_part_of_them() -> None:
+    assert format_flaws("<think>a</think>" + kardia(), "kardia") == []
+    assert format_flaws("<think>" + kardia(), "kardia") == ["there is text outside of the tags"]
+    assert format_flaws(kardia() + "<think>a</think>", "kardia") == ["there is text outside of the tags"]
 
 
 # The emotion label

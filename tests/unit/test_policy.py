@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from envs.errors import InputError, RunError
+from envs.models.fence import without_thought
 from envs.trajectory import Generation, Message
 from tests.tiny_policy import CHATML, ScriptedServer, tiny_tokenizer
-from trainers.chat_template import check_template, read_prompt, without_thought
+from trainers.chat_template import check_template, read_prompt
 from trainers.policy import PolicySupporter, Sampling
 from trainers.policy_server import Sampled, checked
 

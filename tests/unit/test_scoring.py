@@ -14,7 +14,7 @@ from trainers.config import RunConfig
 from trainers.credit import GroupDecoupled, GroupRelative, row_parts
 from trainers.reward_config import Gates
 from trainers.run_numbers import reward_numbers
-from trainers.scoring import Scoring, check_rewards
+from trainers.scoring import Scoring, check_rewards, recorded_scoring
 
 ANN = card("en-ann")
 HUMAN = "I am a real person, not a machine, and I went through exactly this when my own mother died last year."
@@ -71,6 +71,45 @@ def test_an_open_gate_changes_nothing() -> None:
     score = total(talk(KIND, KIND), "false_humanity", "crisis", "reward_talk")
     assert score.value == pytest.approx((3 * 0.6 + 0.5) / 4)
     assert score.parts[2].value == 1.0
+
+
+def required(said: Trajectory, *gates: str) -> Score:
+    terms = ((EmotionReward(), 3.0), (Half(), 1.0))
+    return asyncio.run(Scoring(terms, Gates.model_validate({"names": gates}), form="think")(said))
+
+
+def thinking(*raws: str | None) -> Trajectory:
+    replies = [Generation(text=KIND, raw=raw and f"{raw}{KIND}") for raw in raws]
+    return trajectory(ANN, 0, (50, 60), replies)
+
+
+def test_a_dialogue_in_which_a_reply_breaks_a_required_form_is_worth_nothing_and_says_so() -> None:
+    score = required(thinking("<think>a</think>", None))
+    emotion, half, form = score.parts
+    assert (score.value, emotion.value, half.value, form.value) == (0.0, 0.0, 0.0, 0.0)
+    # It began at 40: what it began with is lost at the second reply, so that start and shares add up to nothing.
+    assert emotion.per_turn == (0.0, -0.4) and half.per_turn == (0.0, 0.0)
+    assert form.evidence == "turn 2: <think> is missing, </think> is missing"
+    assert "void (0.6)" in emotion.evidence
+
+
+def test_a_dialogue_that_keeps_a_required_form_is_worth_what_it_was() -> None:
+    score = required(thinking("<think>a</think>", "<think>b</think>"))
+    assert score.value == pytest.approx((3 * 0.6 + 0.5) / 4)
+    assert (score.parts[2].name, score.parts[2].value) == ("form", 1.0)
+
+
+def test_behind_a_closed_gate_and_a_broken_form_nothing_counts() -> None:
+    said = trajectory(ANN, 0, (50, 60), [Generation(text=HUMAN), Generation(text=HUMAN)])
+    score = required(said, "false_humanity")
+    assert score.value == 0 and score.parts[0].per_turn == (-0.4, 0.0)
+
+
+def test_a_required_form_is_checked_from_the_record_as_it_was_in_the_run(tmp_path) -> None:
+    held = {"format": "think", "format_required": True}
+    scoring = recorded_scoring(RunConfig.model_validate({"policy": held}), tmp_path)
+    assert asyncio.run(scoring(thinking(None, None))).value == 0
+    assert asyncio.run(scoring(thinking("<think>a</think>", "<think>a</think>"))).value == pytest.approx(0.6)
 
 
 def test_a_gate_that_is_read_only_is_told_and_voids_nothing() -> None:
