@@ -15,6 +15,7 @@ from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
 from trainers.trainer_config import Trainer, trainer_conflicts
+from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
 
 class Run(Section):
@@ -158,6 +159,7 @@ class RunConfig(Section):
     gates: Gates = Field(default=Gates(), description="What voids a gain.")
     dead_signals: DeadSignals = Field(default=DeadSignals(), description="What is done about rewards without signal.")
     watch: WatchTerm = Field(default=WatchTerm(), description="Who watches the run.")
+    warm_start: WarmStart = Field(default=WarmStart(), description="What the adapter imitates first.")
     trainer: Trainer = Field(default=Trainer(), description="How the adapter is trained.")
     engine: Engine = Field(default=Engine(), description="What samples the replies.")
     devices: Devices = Field(default=Devices(), description="Which GPUs do what.")
@@ -191,6 +193,7 @@ class RunConfig(Section):
         problems = [
             *_policy_conflicts(self),
             *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
+            *warm_start_conflicts(self.warm_start, self.trainer.micro_batch, max(1, len(self.devices.training))),
             *_reward_conflicts(self),
             *_engine_conflicts(self),
             *_device_conflicts(self),

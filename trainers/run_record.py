@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
+from trainers.adapter_sync import REFERENCE
 from trainers.run_files import append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
@@ -65,7 +66,11 @@ class RunRecord(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """All files of the checkpoint are written: say so."""
         if state.is_world_process_zero:
-            append_lines(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, ["complete"])
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            # A resumed run makes the reference anew from its start. Where transformers finds an adapter in a folder of
+            # its own, it loads only such folders, and would leave the trained adapter as it was at the start.
+            shutil.rmtree(checkpoint / REFERENCE, ignore_errors=True)
+            append_lines(checkpoint / COMPLETE, ["complete"])
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:

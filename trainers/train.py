@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.utils import create_model_from_path
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
@@ -54,7 +55,7 @@ class TrainSettings:
     warmup_steps: int = 0  # optimizer steps
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    beta: float = 0.04  # KL to the policy without adapter
+    beta: float = 0.04  # KL to the policy that training starts from
     epsilon: float = 0.2  # clipping of the likelihood ratio
     loss_type: str = "grpo"
     advantage_scale: Literal["group", "none"] = "group"
@@ -94,6 +95,7 @@ def train(
     rule: SwitchRule = DEFAULT_RULE,
     credit: CreditAssigner | None = None,
     watcher: Watcher | None = None,
+    start: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> Path:
@@ -101,7 +103,8 @@ def train(
 
     ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
-    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody.
+    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody. ``start``: the adapter that
+    training goes on from, which is then the reference of the KL divergence too; None: a new one, and the base model.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -116,11 +119,11 @@ def train(
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
         trainer = DialogueTrainer(
-            model=str(model_dir),
+            model=started_model(settings, model_dir, start) if start else str(model_dir),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
-            peft_config=_lora(settings),
+            peft_config=None if start else lora_config(settings),
             worker=_worker(settings, cards, **played),
             schedule=Rotation([card.id for card in cards], settings).of,
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
@@ -171,7 +174,14 @@ class Rotation:
         return order
 
 
-def _lora(settings: TrainSettings) -> LoraConfig:
+def started_model(settings: TrainSettings, model_dir: Path, start: Path) -> PeftModel:
+    """The base model with the adapter at ``start``, to be trained further. TRL adds a frozen copy as the reference."""
+    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
+    return PeftModel.from_pretrained(base, str(start), is_trainable=True)
+
+
+def lora_config(settings: TrainSettings) -> LoraConfig:
+    """A new adapter's configuration."""
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank
