@@ -214,6 +214,8 @@ def estimate_memory(config: RunConfig, architecture: Architecture) -> list[Devic
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
     trainer, each = config.trainer, BYTES[config.policy.dtype]
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
+    # A warm start stands beside the trained adapter as the reference of the KL divergence.
+    copies = 2 if config.warm_start.data and trainer.kl else 1
     shares = len(config.devices.training) if trainer.deepspeed else 1
     tokens = trainer.micro_batch * config.policy.context_tokens
     layer = architecture.activation_bytes(each, config.lora.rank, config.policy.context_tokens)
@@ -223,7 +225,7 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
         activations = tokens * architecture.layers * layer
     return {
         "base weights": architecture.parameters * each,
-        "adapter": adapter * (4 if each == 4 else 4 + each),
+        "adapter": copies * adapter * (4 if each == 4 else 4 + each),
         "gradients": 4 * adapter // shares,
         "optimizer": 8 * adapter // shares,
         "activations": activations + 2 * each * architecture.feed_forward * tokens,

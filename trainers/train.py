@@ -103,8 +103,8 @@ def train(
 
     ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
-    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody. ``start``: the adapter that
-    training goes on from, which is then the reference of the KL divergence too; None: a new one, and the base model.
+    advantages; None: group-relative by the settings. ``watcher``: who watches; None: nobody. ``start``: the adapter to
+    go on from, which is then the reference of the KL divergence too; None: a new one, and the base model.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -119,11 +119,10 @@ def train(
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
         trainer = DialogueTrainer(
-            model=started_model(settings, model_dir, start) if start else str(model_dir),
+            **_policy(settings, model_dir, start),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
-            peft_config=None if start else lora_config(settings),
             worker=_worker(settings, cards, **played),
             schedule=Rotation([card.id for card in cards], settings).of,
             credit=credit or GroupRelative(settings.group_size, settings.advantage_scale),
@@ -174,10 +173,15 @@ class Rotation:
         return order
 
 
-def started_model(settings: TrainSettings, model_dir: Path, start: Path) -> PeftModel:
-    """The base model with the adapter at ``start``, to be trained further. TRL adds a frozen copy as the reference."""
+def _policy(settings: TrainSettings, model_dir: Path, start: Path | None) -> dict[str, Any]:
+    """What TRL is given to train: a base and a new adapter, or the model with the adapter at ``start``.
+
+    Of the second it makes a frozen copy, which is the reference of the KL divergence.
+    """
+    if start is None:
+        return {"model": str(model_dir), "peft_config": lora_config(settings)}
     base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
-    return PeftModel.from_pretrained(base, str(start), is_trainable=True)
+    return {"model": PeftModel.from_pretrained(base, str(start), is_trainable=True)}
 
 
 def lora_config(settings: TrainSettings) -> LoraConfig:

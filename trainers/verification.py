@@ -23,12 +23,26 @@ from envs.errors import InputError, describe_validation
 from envs.receipts import Line, ReceiptError, read_log
 from envs.trajectory import Record, Trajectory
 from trainers.config import RunConfig
-from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation, compare, summarise
+from trainers.evaluation import (
+    BASE,
+    COMPARISON,
+    COMPARISONS,
+    SUMMARY,
+    TRAJECTORIES,
+    TUNED,
+    Comparison,
+    Evaluation,
+    compare,
+    summarise,
+)
 from trainers.language import LANGUAGE, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
 from trainers.replay import Case, check_dialogues, first_difference, shown
 from trainers.run_folder import CODE, client_code
 from trainers.run_numbers import Counts, Played, Scorer, counts_of, credit_of, step_numbers, step_of, summary_numbers
+from trainers.warm_start_data import METRICS as WARM_METRICS
+from trainers.warm_start_data import RECORD as WARM_RECORD
+from trainers.warm_start_data import recorded_problem
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -99,7 +113,7 @@ class _Run:
         self.specs: dict[str, ClientSpec] = {}
         self.played: dict[str, list[Played]] = {}
         self.evaluations: dict[str, Evaluation] = {}
-        self.comparisons: dict[str, Comparison] = {}
+        self.comparisons: dict[tuple[str, str], Comparison] = {}  # as in COMPARISONS
 
     def check(self) -> None:
         """Everything, in the order of ``CHECKS``. Raises Problem at the first that fails."""
@@ -134,6 +148,18 @@ class _Run:
             self.specs[spec.hash] = spec
         self.config = _parsed(RunConfig, _yaml(self.folder, "config.yaml"), "config.yaml")
         self.counts["cards"] = len(self.cards) + len(self.specs)
+        if self.config.warm_start.data:
+            self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        """The dialogues that were imitated are of training cards, and were gone through as the config says."""
+        for name in (WARM_RECORD, WARM_METRICS, "adapters/warm_start/adapter_model.safetensors"):
+            if not (self.folder / name).is_file():
+                raise Problem(name, None, "is missing; the configuration names dialogues to imitate (warm_start.data)")
+        steps = [line.get("step") for _, line in _lines(self.folder, WARM_METRICS)]
+        record = _json(self.folder, WARM_RECORD)
+        if problem := recorded_problem(record, steps, self.config, self.cards):
+            raise Problem(WARM_RECORD, None, problem)
 
     def _check_dialogues(self) -> None:
         """Receipts, card, spec, emotions, replay and total of every dialogue, line by line."""
@@ -224,21 +250,22 @@ class _Run:
         self.counts["metrics"] = len(lines)
 
     def _check_evaluations(self) -> None:
-        """Every evaluation.json beside its dialogues, and every comparison.json, which is with evaluation/base."""
+        """Every evaluation.json beside its dialogues, and every comparison with another evaluation of the run."""
         for path in sorted(self.folder.glob(f"evaluation/*/{SUMMARY}")):
             self.evaluations[path.parent.name] = self._evaluation(f"evaluation/{path.parent.name}")
-        for path in sorted(self.folder.glob(f"evaluation/*/{COMPARISON}")):
-            folder = f"evaluation/{path.parent.name}"
-            if "base" not in self.evaluations:
-                raise Problem(f"{folder}/{COMPARISON}", None, "compares with evaluation/base, which is not there")
-            self.comparisons[path.parent.name] = self._comparison(folder)
+        for path in sorted(self.folder.glob("evaluation/*/comparison*.json")):
+            name = path.relative_to(self.folder).as_posix()
+            other = COMPARISONS.get((path.parent.name, path.name), BASE if path.name == COMPARISON else None)
+            if other is None or other not in self.evaluations:
+                raise Problem(name, None, f"compares with evaluation/{other or '?'}, which is not there")
+            self.comparisons[path.parent.name, path.name] = self._comparison(path.parent.name, name, other)
         self.counts["evaluation"] = len(self.evaluations) + len(self.comparisons)
 
-    def _comparison(self, folder: str) -> Comparison:
-        base, other = (self._trajectories(name) for name in ("evaluation/base", folder))
-        settings, cards = self.evaluations["base"].settings, list(self.cards.values())
-        comparison = _computed(f"{folder}/{COMPARISON}", lambda: compare(base, other, cards, settings))
-        self._same_file(f"{folder}/{COMPARISON}", comparison)
+    def _comparison(self, side: str, name: str, other: str) -> Comparison:
+        before, after = (self._trajectories(f"evaluation/{one}") for one in (other, side))
+        settings, cards = self.evaluations[other].settings, list(self.cards.values())
+        comparison = _computed(name, lambda: compare(before, after, cards, settings))
+        self._same_file(name, comparison)
         return comparison
 
     def _evaluation(self, folder: str) -> Evaluation:
@@ -262,9 +289,12 @@ class _Run:
         name = "summary.json"
         if not (self.folder / name).exists():
             return
-        if "tuned" not in self.comparisons:
-            raise Problem(name, None, f"sums up evaluation/tuned/{COMPARISON}, which is not there")
-        expected = summary_numbers(self.evaluations["base"], self.evaluations["tuned"], self.comparisons["tuned"])
+        needed = COMPARISONS if self.config.warm_start.data else [(TUNED, COMPARISON)]
+        if missing := [key for key in needed if key not in self.comparisons]:
+            raise Problem(name, None, f"sums up evaluation/{'/'.join(missing[0])}, which is not there")
+        names = {BASE, TUNED, *(folder for folder, _ in needed)}
+        sides = {side: one for side, one in self.evaluations.items() if side in names}
+        expected = summary_numbers(sides, self.comparisons)
         recorded = _json(self.folder, name)
         self._same(name, {key: recorded.get(key) for key in expected}, expected)
         self.counts["summary"] = 1

@@ -28,10 +28,9 @@ from trainers.chat_template import Tokenizer
 from trainers.run_folder import MetricsLog
 from trainers.train import TrainSettings, lora_config
 from trainers.warm_start_config import WarmStart
-from trainers.warm_start_data import Imitation
+from trainers.warm_start_data import METRICS, Imitation
 
 WARM_ADAPTER = Path("adapters") / "warm_start"
-WARM_METRICS = "warm_start.jsonl"
 UNTRAINED = -100  # the label of a token that is context
 OnLine = Callable[[dict[str, Any]], None]
 
@@ -63,9 +62,9 @@ def warm_start(
         peft_config=lora_config(settings),
     )
     if trainer.is_world_process_zero():
-        (run_dir / WARM_METRICS).unlink(missing_ok=True)
+        (run_dir / METRICS).unlink(missing_ok=True)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Record(run_dir / WARM_METRICS, on_line))
+    trainer.add_callback(_Record(run_dir / METRICS, on_line))
     trainer.train()
     write_adapter(trainer, adapter)
     trainer.accelerator.free_memory()

@@ -1,11 +1,12 @@
 """Dialogues to imitate: read and checked row by row, and turned into the token ids that the policy sees in rollouts.
 
-Three kinds of rows: chat messages, as most datasets have them (Kardia-R1's rows too: their assistant messages keep their
-four spans); and attune's own recorded dialogues, whose receipts are checked. Loads no torch.
+A row is a list of chat messages, as most datasets have them (Kardia-R1's too, whose assistant messages keep their four
+spans), or one of attune's own recorded dialogues, whose receipts are checked. Loads no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from trainers.warm_start_config import WarmStart
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
+    from trainers.config import RunConfig
 
-RECORD = "warm_start.json"
+RECORD, METRICS = "warm_start.json", "warm_start.jsonl"
 REMEDY = "mend or remove this row"
 SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
@@ -72,15 +74,19 @@ class Who:
         if example.card:
             name, digest = example.card
             if name in {card.id for card in self.held_out}:
-                raise InputError(f"{example.where}: is a dialogue with {name}, a card that training may not see; {REMEDY}")
+                raise InputError(
+                    f"{example.where}: is a dialogue with {name}, a card that training may not see; {REMEDY}"
+                )
             if digest not in self.training:
                 raise InputError(
-                    f"{example.where}: is a dialogue with {name}, which as it was then is no training card of this run; "
+                    f"{example.where}: is a dialogue with {name}, which as it was is no training card of this run; "
                     f"{REMEDY}, or add the card (cards.paths)"
                 )
         opening = _folded(example.exchanges[0].said)
         for card in self.held_out:
-            same = situation and isinstance(card.situation, str) and _folded(card.situation).startswith(_folded(situation))
+            same = (
+                situation and isinstance(card.situation, str) and _folded(card.situation).startswith(_folded(situation))
+            )
             if same or _folded(card.opening or "") == opening:
                 raise InputError(f"{example.where}: tells of {card.id}, a card that training may not see; {REMEDY}")
         return example
@@ -124,7 +130,9 @@ def _recorded(where: str, talk: Trajectory, least: float | None, who: Who) -> Ex
     if final is None or talk.stop is Stop.ERROR or not talk.turns or cut_off or (least is not None and final < least):
         return None
     said = [talk.opening.text if talk.opening else "", *(turn.client.text for turn in talk.turns)]
-    exchanges = tuple(Exchange(*pair) for pair in zip(said[:-1], (t.supporter.written for t in talk.turns), strict=True))
+    exchanges = tuple(
+        Exchange(*pair) for pair in zip(said[:-1], (t.supporter.written for t in talk.turns), strict=True)
+    )
     card = who.training.get(talk.card_hash)
     language = card.language if card else who.languages[0]  # without the card it is refused anyway
     return Example(where, language, exchanges, (talk.card_id, talk.card_hash))
@@ -179,9 +187,9 @@ def _language(row: Row, who: Who) -> Language:
 def imitation(example: Example, template: ChatTemplate, max_context: int, max_reply: int) -> Imitation | None:
     """The ids of a dialogue, up to its last reply that fits; None when its first one doesn't.
 
-    ``max_context``: tokens of a prompt and the longest reply together; ``max_reply``: tokens of a reply, its end-of-turn
-    included: the bounds that the policy has in a rollout. Raises InputError, naming file and line, for a reply that holds a token
-    with which the chat template marks turns.
+    The bounds are those of a rollout: ``max_reply`` tokens for a reply with its end-of-turn, ``max_context`` for a
+    prompt and the longest reply together. Raises InputError, naming file and line, for a reply that holds a token with
+    which the chat template marks turns.
     """
     ids: list[int] = []
     mask: list[int] = []
@@ -230,6 +238,28 @@ def data_record(term: WarmStart, examples: Sequence[Example], made: Sequence[Imi
         "cards": {name: digest for name, digest in sorted({example.card for example in examples if example.card})},
         "sha256": content_hash([[example.language, *map(list, example.exchanges)] for example in examples]),
     }
+
+
+def recorded_problem(
+    record: Mapping[str, Any], steps: Sequence[Any], config: RunConfig, cards: Mapping[str, PersonaCard]
+) -> str | None:
+    """What is wrong with a run's ``data_record``, or None. What was said can't be checked: a run keeps its hash alone.
+
+    ``steps``: those of warm_start.jsonl; ``cards``: the run's, by hash.
+    """
+    term, named, made = config.warm_start, record.get("cards"), record.get("imitated")
+    if not isinstance(named, Mapping) or not isinstance(made, int):
+        return "does not say which cards the imitated dialogues are of, and how many these are"
+    for name, digest in named.items():
+        card = cards.get(digest)
+        if card is None or card.id != name or card.split != config.cards.train_split:
+            return f"cards.{name}: is no training card of this run, and its dialogues were imitated"
+    expected = term.epochs * math.ceil(made / term.batch)
+    if list(steps) != list(range(expected)):
+        return (
+            f"imitated: {made} dialogues, {term.epochs} times, take {expected} steps; {METRICS} tells of {len(steps)}"
+        )
+    return None
 
 
 def _folded(text: str) -> str:
