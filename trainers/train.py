@@ -119,7 +119,7 @@ def train(
         watcher.resume(run_dir / METRICS)
     with asyncio.Runner() as runner:
         trainer = DialogueTrainer(
-            **_policy(settings, model_dir, start),
+            **_policy(settings, args, model_dir, start),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
@@ -173,7 +173,7 @@ class Rotation:
         return order
 
 
-def _policy(settings: TrainSettings, model_dir: Path, start: Path | None) -> dict[str, Any]:
+def _policy(settings: TrainSettings, args: GRPOConfig, model_dir: Path, start: Path | None) -> dict[str, Any]:
     """What TRL is given to train: a base and a new adapter, or the model with the adapter at ``start``.
 
     Of the second it makes a frozen copy, which is the reference of the KL divergence.
@@ -181,6 +181,7 @@ def _policy(settings: TrainSettings, model_dir: Path, start: Path | None) -> dic
     if start is None:
         return {"model": str(model_dir), "peft_config": lora_config(settings)}
     base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
+    args.model_init_kwargs = None  # they are for a model that TRL loads itself
     return {"model": PeftModel.from_pretrained(base, str(start), is_trainable=True)}
 
 
