@@ -28,7 +28,7 @@ from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Rollout, RolloutWorker
 from trainers.samples import Sample
-from trainers.train import TrainSettings, _lora, training_arguments
+from trainers.train import TrainSettings, lora_config, training_arguments
 from trainers.trainer import DialogueTrainer
 
 TIMED_PRODUCTS = 20
@@ -256,7 +256,7 @@ def _trainer(
         args=args,
         train_dataset=Dataset.from_dict({"prompt": ["random"] * settings.steps}),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="end"),
-        peft_config=_lora(settings),
+        peft_config=lora_config(settings),
         worker=cast(RolloutWorker, _Rows(samples)),
         credit=GroupRelative(settings.group_size),
         schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),

@@ -11,15 +11,18 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
+from trl.distributed import DistributedBackend
 
 from envs.errors import RunError
 from trainers.policy_server import PolicyServer
 from trainers.run_files import flush
 
 if TYPE_CHECKING:
+    from transformers import Trainer
     from trl.trainer.grpo_trainer import GRPOTrainer
 
 WEIGHTS = "adapter_model.safetensors"
+TRAINED, REFERENCE = "default", "ref"  # the names that PEFT and TRL give them
 
 
 class AdapterSync:
@@ -87,12 +90,21 @@ class _Outcome(NamedTuple):
     problem: str | None
 
 
-def write_adapter(trainer: GRPOTrainer, path: Path) -> None:
-    """Write the trained adapter as a PEFT folder at ``path``; it appears complete or not at all. A collective call."""
+def reference_adapter(model: PeftModel) -> str | None:
+    """The adapter of the policy from which the KL divergence is taken; None: the base model, with no adapter on."""
+    return REFERENCE if REFERENCE in model.peft_config else None
+
+
+def write_adapter(trainer: Trainer, path: Path) -> None:
+    """Write the trained adapter as a PEFT folder at ``path``; it appears complete or not at all. A collective call.
+
+    A frozen copy that stands beside it as the reference is not written.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, PeftModel)
-    with trainer._dist.gather_params([weight for weight in model.parameters() if weight.requires_grad]):
-        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    distributed = DistributedBackend(trainer.accelerator)
+    with distributed.gather_params([weight for weight in model.parameters() if weight.requires_grad]):
+        weights = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
         state = {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()}
     if trainer.accelerator.is_main_process:
         _write(model, state, path)
@@ -104,7 +116,7 @@ def _write(model: PeftModel, state: dict[str, torch.Tensor], path: Path) -> None
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        model.peft_config["default"].save_pretrained(str(unfinished))
+        model.peft_config[TRAINED].save_pretrained(str(unfinished))
         save_file(state, unfinished / WEIGHTS, metadata={"format": "pt"})
         for file in unfinished.iterdir():
             flush(file)

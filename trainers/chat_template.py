@@ -91,6 +91,17 @@ class ChatTemplate:
             raise ValueError(f"the client's words contain the control token {min(smuggled)}")
         return ids
 
+    def reply_ids(self, text: str) -> list[int]:
+        """The ids of a reply that was written elsewhere, without the end-of-turn that closes it.
+
+        Control tokens spelled out in it are such tokens, as the policy could sample them. Raises ValueError for those
+        with which the template marks turns.
+        """
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if found := ({self.end_of_turn, *self.between} & self._control_ids).intersection(ids):
+            raise ValueError(f"the reply contains {self.tokenizer.decode([min(found)])}, which marks turns")
+        return [int(token) for token in ids]
+
     def heard(self, ids: Sequence[int]) -> str:
         """What the client hears of a sampled reply: without thoughts and without control tokens."""
         text = heard_part(self._begun + self._decoded(ids), self.form)

@@ -16,6 +16,7 @@ from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, 
 from trainers.curriculum_config import Curriculum, curriculum_conflicts
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
 from trainers.trainer_config import Trainer, trainer_conflicts
+from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
 
 class Run(Section):
@@ -169,6 +170,7 @@ class RunConfig(Section):
     dead_signals: DeadSignals = Field(default=DeadSignals(), description="What is done about rewards without signal.")
     watch: WatchTerm = Field(default=WatchTerm(), description="Who watches the run.")
     curriculum: Curriculum = Field(default=Curriculum(), description="Which cards and clients a step is played with.")
+    warm_start: WarmStart = Field(default=WarmStart(), description="What the adapter imitates first.")
     trainer: Trainer = Field(default=Trainer(), description="How the adapter is trained.")
     engine: Engine = Field(default=Engine(), description="What samples the replies.")
     devices: Devices = Field(default=Devices(), description="Which GPUs do what.")
@@ -203,6 +205,7 @@ class RunConfig(Section):
             *_policy_conflicts(self),
             *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
             *curriculum_conflicts(self.curriculum),
+            *warm_start_conflicts(self.warm_start, self.trainer.micro_batch, max(1, len(self.devices.training))),
             *_reward_conflicts(self),
             *_engine_conflicts(self),
             *_device_conflicts(self),

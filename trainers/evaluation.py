@@ -7,7 +7,7 @@ model. Base and tuned play the same cards with the same seeds, and are compared 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +29,14 @@ from trainers.run_files import append_lines
 from trainers.statistics import Estimate, Resampling, differences, estimate_by_group, estimate_mean
 from trainers.usage import USAGE, DialogueUsage, usage_line, usage_of
 
-# What the folder of an evaluation holds, and what lies beside two of them.
+# What the folder of an evaluation holds, and what lies beside two of them: the comparison with base, or a warm start.
 TRAJECTORIES, SUMMARY, COMPARISON = "trajectories.jsonl", "evaluation.json", "comparison.json"
+WARM_COMPARISON = "comparison_warm_start.json"
+# The policies that a run evaluates; the second one only where it warm-started.
+BASE, WARM_START, TUNED = "base", "warm_start", "tuned"
+# Every comparison that a run can hold: (the folder that it lies in, its name) -> what it compares that folder's with.
+# Tuned with base is the first, since every run holds it.
+COMPARISONS = {(TUNED, COMPARISON): BASE, (WARM_START, COMPARISON): BASE, (TUNED, WARM_COMPARISON): WARM_START}
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,11 @@ class Comparison(Record):
     turns: Estimate
     by_need: dict[str, Estimate]
     by_temperament: dict[str, Estimate]
+
+
+def comparisons_among(sides: Collection[str]) -> dict[tuple[str, str], str]:
+    """Those of ``COMPARISONS`` for which a run has both evaluations."""
+    return {key: other for key, other in COMPARISONS.items() if {key[0], other} <= set(sides)}
 
 
 def settings_for(spec: ClientSpec, seeds: int, resampling: Resampling | None = None) -> EvaluationSettings:

@@ -228,6 +228,8 @@ def row_tokens(config: RunConfig) -> int:
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
     trainer, each = config.trainer, BYTES[config.policy.dtype]
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
+    # A warm start stands beside the trained adapter as the reference of the KL divergence.
+    copies = 2 if config.warm_start.data and trainer.kl else 1
     shares = len(config.devices.training) if trainer.deepspeed else 1
     row = row_tokens(config)
     tokens = trainer.micro_batch * row
@@ -238,7 +240,7 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
         activations = tokens * architecture.layers * layer
     return {
         "base weights": architecture.parameters * each,
-        "adapter": adapter * (4 if each == 4 else 4 + each),
+        "adapter": copies * adapter * (4 if each == 4 else 4 + each),
         "gradients": 4 * adapter // shares,
         "optimizer": 8 * adapter // shares,
         "activations": activations + 2 * each * architecture.feed_forward * tokens,

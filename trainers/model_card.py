@@ -20,13 +20,25 @@ from envs.hashing import content_hash
 from trainers.assembly import LORA_RANKS
 from trainers.client_config import BOOTSTRAP, ModelSource
 from trainers.config import RunConfig
-from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation
+from trainers.evaluation import (
+    BASE,
+    COMPARISON,
+    SUMMARY,
+    TRAJECTORIES,
+    TUNED,
+    WARM_COMPARISON,
+    WARM_START,
+    Comparison,
+    Evaluation,
+    comparisons_among,
+)
 from trainers.language import LANGUAGE, LanguageMeasures
 from trainers.manifest import MANIFEST, file_hash
 from trainers.run_folder import model_identity
 from trainers.scoring import judges_of
 from trainers.statistics import Estimate
 from trainers.verification import Verification
+from trainers.warm_start_data import RECORD as WARM_RECORD
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "configs" / "templates"
 NOTHING = "not measured"
@@ -35,7 +47,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a model card is written from. ``trained_on``: the cards of the training dialogues."""
+    """What a model card is written from. ``trained_on``: the cards of dialogues that were rewarded or imitated."""
 
     folder: Path
     config: RunConfig
@@ -47,7 +59,8 @@ class RunRecord:
     trained_with: tuple[str, ...]
     metrics: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, Evaluation]
-    comparison: Comparison
+    comparisons: Mapping[tuple[str, str], Comparison]  # as in trainers.evaluation.COMPARISONS
+    warm_data: Mapping[str, Any] | None  # what was imitated first; None without a warm start
     language: Mapping[str, LanguageMeasures]
     prompts: tuple[str, ...]
     verification: Verification
@@ -58,6 +71,11 @@ class RunRecord:
         return self.config.release.name or self.config.run.name
 
     @property
+    def comparison(self) -> Comparison:
+        """Tuned less base."""
+        return self.comparisons[TUNED, COMPARISON]
+
+    @property
     def evaluated_on(self) -> tuple[PersonaCard, ...]:
         """The cards of the evaluation."""
         ids = {outcome.card_id for outcome in self.evaluations["tuned"].outcomes}
@@ -66,16 +84,20 @@ class RunRecord:
 
 def read_run(folder: Path, verification: Verification) -> RunRecord:
     """Read a verified run. Raises RunError naming what a release needs and the run doesn't hold."""
-    base, tuned = (folder / "evaluation" / side for side in ("base", "tuned"))
-    needed = (folder / TRAJECTORIES, base / SUMMARY, tuned / SUMMARY, tuned / COMPARISON)
+    config = RunConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    warm = bool(config.warm_start.data)
+    sides = [folder / "evaluation" / side for side in (BASE, *([WARM_START] if warm else []), TUNED)]
+    compared = {key: folder / "evaluation" / "/".join(key) for key in comparisons_among([side.name for side in sides])}
+    needed = (folder / TRAJECTORIES, *(side / SUMMARY for side in sides), *compared.values())
     if missing := [path for path in needed if not path.is_file()]:
         raise RunError(f"{missing[0]}: is missing: a release tells how base and tuned compare; evaluate the run first")
-    config = RunConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     cards = tuple(PersonaCard.model_validate(line["card"]) for line in _lines(folder / "cards.jsonl"))
+    imitated = json.loads((folder / WARM_RECORD).read_text(encoding="utf-8")) if warm else None
     trained = {line["card_hash"] for line in _lines(folder / TRAJECTORIES)}
-    evaluations = {path.name: _read(Evaluation, path / SUMMARY) for path in (base, tuned)}
-    measured = (base / LANGUAGE).is_file() and (tuned / LANGUAGE).is_file()
+    trained |= {*imitated["cards"].values()} if imitated else set()
+    evaluations = {path.name: _read(Evaluation, path / SUMMARY) for path in sides}
+    measured = all((path / LANGUAGE).is_file() for path in sides)
     specs = [ClientSpec.model_validate_json(path.read_bytes()) for path in sorted((folder / "specs").glob("*.json"))]
     return RunRecord(
         folder=folder,
@@ -88,8 +110,9 @@ def read_run(folder: Path, verification: Verification) -> RunRecord:
         trained_with=tuple(sorted({line["spec"] for line in _lines(folder / TRAJECTORIES)})) or (NOTHING,),
         metrics=tuple(_lines(folder / "metrics.jsonl")),
         evaluations=evaluations,
-        comparison=_read(Comparison, tuned / COMPARISON),
-        language={p.name: _read(LanguageMeasures, p / LANGUAGE) for p in (base, tuned)} if measured else {},
+        comparisons={key: _read(Comparison, path) for key, path in compared.items()},
+        warm_data=imitated,
+        language={p.name: _read(LanguageMeasures, p / LANGUAGE) for p in sides} if measured else {},
         prompts=tuple(path.read_text(encoding="utf-8").strip() for path in sorted((folder / "prompts").glob("*.txt"))),
         verification=verification,
     )
@@ -117,7 +140,11 @@ def evaluation_json(run: RunRecord) -> dict[str, Any]:
         for outcome in evaluation["outcomes"]:
             outcome["error"] = outcome["error"] and outcome["error"].split(":")[0]
     language = {side: measures.model_dump(mode="json") for side, measures in run.language.items()}
-    return {**evaluations, "comparison": run.comparison.model_dump(mode="json"), "language": language or None}
+    compared = {"comparison": run.comparison.model_dump(mode="json")}
+    if run.warm_data:
+        compared["comparison_warm_start_base"] = run.comparisons[WARM_START, COMPARISON].model_dump(mode="json")
+        compared["comparison_tuned_warm_start"] = run.comparisons[TUNED, WARM_COMPARISON].model_dump(mode="json")
+    return {**evaluations, **compared, "language": language or None}
 
 
 def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -> str:
@@ -157,6 +184,7 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
         base_evaluation=run.evaluations["base"],
         tuned=run.evaluations["tuned"],
         comparison=run.comparison,
+        warm=_warm_start(run),
         finding=_finding(run.comparison.mean_final_emotion),
         language=run.language,
         prompts=run.prompts,
@@ -168,6 +196,19 @@ def render(run: RunRecord, *, folder: str, parameters: int, adapter_hash: str) -
             "manifest": file_hash(run.folder / MANIFEST),
         },
     )
+
+
+def _warm_start(run: RunRecord) -> dict[str, Any] | None:
+    """The warm start's data and evaluation, what it gave, what RL added, and its language; None without one."""
+    if not run.warm_data:
+        return None
+    return {
+        **run.warm_data,
+        "term": run.config.warm_start,
+        "evaluation": run.evaluations[WARM_START],
+        "gained": run.comparisons[WARM_START, COMPARISON],
+        "added": run.comparisons[TUNED, WARM_COMPARISON],
+    }
 
 
 def _judges(run: RunRecord) -> list[dict[str, Any]]:

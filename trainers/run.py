@@ -6,30 +6,33 @@ The same steps whatever the size: a small model on two cores or a large one on s
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.cards import Language, PersonaCard
-from envs.client_spec import ClientSpec
+from envs.cards import Language
 from envs.errors import RunError
 from envs.trajectory import Trajectory
 from rewards.canaries import load_canaries
 from trainers import assembly
-from trainers.client_models import MODELS, ModelPool, check_client, training_specs
+from trainers.client_models import MODELS, ModelPool
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
-from trainers.curriculum import Curriculum, check_mixture
 from trainers.evaluation import (
-    COMPARISON,
+    BASE,
     TRAJECTORIES,
+    TUNED,
+    WARM_START,
+    Comparison,
     Evaluation,
     check_budget,
     compare,
+    comparisons_among,
     evaluate,
     read_trajectories,
     settings_for,
@@ -37,22 +40,22 @@ from trainers.evaluation import (
 from trainers.gate_reading import live_reader
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
+from trainers.plan import Plan
 from trainers.policy_server import PolicyServer
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import credit_assigner, summary_numbers, switch_rule
-from trainers.scoring import check_rewards, judge_files, live_scoring, watching_judge
+from trainers.scoring import judge_files, live_scoring, watching_judge
 from trainers.statistics import Resampling
 from trainers.usage import USAGE
 from trainers.verification import verify_run
+from trainers.warm_start_data import RECORD, Imitation, data_record, imitations
 from trainers.watch import Watch
-from trainers.watch_rules import WatchRules, load_rules
 from trainers.watching import Look, Watcher
 
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
 
-BASE, TUNED = "base", "tuned"
 SERVER_LOG = "policy_server.log"
 SUMMARY = "summary.json"
 
@@ -65,51 +68,6 @@ class Progress:
     phase: Callable[[str], None] = lambda text: None
     step: Callable[[dict[str, Any]], None] = lambda line: None
     dialogue: Callable[[Trajectory], None] = lambda trajectory: None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked config: everything that can be read before anything heavy is imported."""
-
-    config: RunConfig
-    spec: ClientSpec
-    held_out_spec: ClientSpec
-    train_cards: list[PersonaCard]
-    held_out_cards: list[PersonaCard]
-    watch_rules: WatchRules | None = None
-    watch_cards: Sequence[PersonaCard] = ()
-    further_specs: Sequence[ClientSpec] = ()  # of training, beside spec
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Plan:
-        """Read what the config names. Raises InputError for what is missing or wrong."""
-        check_rewards(config)
-        held_out_spec = assembly.client_spec(config, config.held_out_client)
-        train = assembly.cards_of(config, config.cards.train_split)
-        held_out = assembly.cards_of(config, config.evaluation.split)
-        spec, *further = training_specs(config, train)
-        check_mixture(config.curriculum, train, [spec.name, *(one.name for one in further)])
-        check_client(config.held_out_client, held_out_spec, held_out)
-        plan = cls(config, spec, held_out_spec, train, held_out, further_specs=further)
-        if config.watch.rules is None:
-            return plan
-        watched = assembly.cards_of(config, config.watch.split)[: config.watch.cards]
-        check_client(config.held_out_client, held_out_spec, watched)
-        return replace(plan, watch_rules=load_rules(config.watch.rules), watch_cards=watched)
-
-    @property
-    def training_specs(self) -> list[ClientSpec]:
-        """The rules of every client that training may meet."""
-        return [self.spec, *self.further_specs]
-
-    def curriculum(self, record: Path) -> Curriculum | None:
-        """Whom each step talks with, by the record of those before; None: every card in turn."""
-        config = self.config
-        if config.curriculum.kind == "rotation":
-            return None
-        groups, seed = config.trainer.cards_per_step, config.run.seed
-        specs = self.training_specs
-        return Curriculum(config.curriculum, self.train_cards, specs, seed=seed, groups=groups, record=record)
 
 
 def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -125,7 +83,8 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
         templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
-        _record(plan, folder, model_dir, templates)
+        dialogues = _imitations(plan, templates)
+        _record(plan, folder, model_dir, templates, dialogues)
         progress.phase(f"starting the policy server ({config.engine.kind})")
         with (
             closing(assembly.start_server(config, model_dir, folder.path / SERVER_LOG)) as server,
@@ -133,11 +92,16 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         ):
             play = _Play(plan, folder, server, templates, models, progress)
             play.evaluate(BASE, None)
-            adapter = _train(plan, folder.path, model_dir, server, templates, models, resume, progress)
+            start = _warm_start(plan, folder.path, model_dir, templates, dialogues, progress)
+            if start:
+                name = server.publish(start)
+                play.evaluate(WARM_START, name)
+                server.retire(name)
+            adapter = _train(plan, folder.path, model_dir, server, templates, models, start, resume, progress)
             play.evaluate(TUNED, server.publish(adapter))
             if report := models.report():
                 folder.write_json(MODELS, {"models": report})
-        progress.phase("measuring the language of both policies")
+        progress.phase("measuring the language of the policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
         clients = {"training": ", ".join(s.name for s in plan.training_specs), "evaluation": plan.held_out_spec.name}
         summary = {"seconds": None, "clients": clients, **numbers, "adapter_dir": str(adapter), "verified": None}
@@ -160,17 +124,58 @@ def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
         closing(assembly.join_server(config, model_dir, config.run.folder / SERVER_LOG)) as server,
         ModelPool(config, config.run.folder) as models,
     ):
-        _train(plan, config.run.folder, model_dir, server, templates, models, resume, Progress())
+        start = _warm_start(plan, config.run.folder, model_dir, templates, _imitations(plan, templates), Progress())
+        _train(plan, config.run.folder, model_dir, server, templates, models, start, resume, Progress())
     return {}
 
 
-def _record(plan: Plan, folder: RunFolder, model_dir: Path, templates: dict[Language, ChatTemplate]) -> None:
+def _imitations(plan: Plan, templates: dict[Language, ChatTemplate]) -> list[Imitation]:
+    """The warm start's dialogues as token ids; none without one. Raises InputError when none fits."""
+    policy = plan.config.policy
+    limits = (policy.context_tokens, policy.max_new_tokens)
+    return imitations(plan.examples, templates, *limits) if plan.examples else []
+
+
+def _warm_start(
+    plan: Plan,
+    folder: Path,
+    model_dir: Path,
+    templates: dict[Language, ChatTemplate],
+    dialogues: list[Imitation],
+    progress: Progress,
+) -> Path | None:
+    """The adapter that RL goes on from; None without a warm start. Every rank takes part, as in RL."""
+    if not dialogues:
+        return None
+    from trainers.warm_start import warm_start
+
+    progress.phase(f"warm start: imitating {len(dialogues)} dialogues")
+    return warm_start(
+        assembly.train_settings(plan.config),
+        plan.config.warm_start,
+        dialogues,
+        model_dir=model_dir,
+        run_dir=folder,
+        tokenizer=next(iter(templates.values())).tokenizer,
+    )
+
+
+def _record(
+    plan: Plan,
+    folder: RunFolder,
+    model_dir: Path,
+    templates: dict[Language, ChatTemplate],
+    dialogues: list[Imitation],
+) -> None:
     from trainers.chat_template import read_prompt
 
     config = plan.config
     policy = config.policy
     prompts = {language: read_prompt(language, policy.system_prompt, policy.format) for language in templates}
     texts = {f"prompts/supporter_{language}.txt": text for language, text in prompts.items() if text}
+    if plan.examples:
+        told = data_record(config.warm_start, plan.examples, dialogues)
+        texts[RECORD] = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     folder.record(
         dump_config(config),
         [*plan.train_cards, *plan.held_out_cards],
@@ -188,6 +193,7 @@ def _train(
     server: PolicyServer,
     templates: dict[Language, ChatTemplate],
     models: ModelPool,
+    start: Path | None,
     resume: bool,
     progress: Progress,
 ) -> Path:
@@ -213,6 +219,7 @@ def _train(
         rule=switch_rule(config),
         credit=credit_assigner(config),
         watcher=_watcher(plan, folder, server, templates, models, progress),
+        start=start,
         resume=resume,
         on_step=progress.step,
     )
@@ -302,24 +309,27 @@ class _Play:
 
 
 def _compare(plan: Plan, folder: RunFolder, model_dir: Path, end_of_turn: int) -> dict[str, Any]:
-    """Language of both, the paired difference, and the summary's numbers."""
+    """Language of each, the paired differences, and the summary's numbers."""
     config, cards = plan.config, plan.held_out_cards
     resampling = Resampling(resamples=config.evaluation.bootstrap_resamples)
     device = "cuda" if config.devices.training else "cpu"
-    played = {name: read_trajectories(folder.evaluation(name)) for name in (BASE, TUNED)}
+    names = (BASE, WARM_START, TUNED) if plan.examples else (BASE, TUNED)
+    played = {name: read_trajectories(folder.evaluation(name)) for name in names}
     for name, trajectories in played.items():
         measures = measure_language(trajectories, plan.held_out_spec, resampling)
         strange = perplexity(trajectories, model_dir, end_of_turn, resampling, device)
         measures = measures.model_copy(update={"perplexity": strange})
         write_json(folder.evaluation(name) / LANGUAGE, measures.model_dump(mode="json"))
     settings = settings_for(plan.held_out_spec, config.evaluation.seeds_per_card, resampling)
-    comparison = compare(played[BASE], played[TUNED], cards, settings)
-    write_json(folder.evaluation(TUNED) / COMPARISON, comparison.model_dump(mode="json"))
-    base, tuned = (
-        Evaluation.model_validate_json((folder.evaluation(name) / "evaluation.json").read_text(encoding="utf-8"))
-        for name in (BASE, TUNED)
-    )
-    return summary_numbers(base, tuned, comparison)
+    found: dict[tuple[str, str], Comparison] = {}
+    for (name, file), other in comparisons_among(names).items():
+        found[name, file] = compare(played[other], played[name], cards, settings)
+        write_json(folder.evaluation(name) / file, found[name, file].model_dump(mode="json"))
+    evaluations = {
+        name: Evaluation.model_validate_json((folder.evaluation(name) / "evaluation.json").read_text(encoding="utf-8"))
+        for name in names
+    }
+    return summary_numbers(evaluations, found)
 
 
 def load_back(config: RunConfig, release_dir: Path, run_dir: Path) -> ReleaseCheck:

@@ -5,6 +5,7 @@
     cards.jsonl       the cards played, whole              evaluation/<name>/  dialogues and results on held-out cards
     specs/            the client specs played by           adapters/           the adapters kept
     prompts/          the policy's system messages         summary.json        the run in a few numbers
+    warm_start.json   what was imitated before RL          warm_start.jsonl    one line per step of it; only with one
     manifest.json     written last: a hash of every file
 
 A folder without manifest.json is unfinished.
@@ -93,11 +94,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def evaluation(self, name: str) -> Path:
-        """The folder of one evaluation ("base", "tuned")."""
+        """The folder of one evaluation ("base", "warm_start", "tuned")."""
         return self.path / "evaluation" / name
 
     def adapter(self, name: str) -> Path:
-        """The folder of one adapter ("final")."""
+        """The folder of one adapter ("warm_start", "final")."""
         return self.path / "adapters" / name
 
     def record(

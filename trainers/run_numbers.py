@@ -15,12 +15,13 @@ from envs.trajectory import Score, Stop, Trajectory, Turn
 from rewards.dead_signal import SignalCount, SwitchRule, count_signals, signal_metrics, switched
 from trainers.config import RunConfig
 from trainers.credit import Credit, CreditAssigner, GroupDecoupled, GroupRelative, ValueBased, ValueLoss, row_parts
-from trainers.evaluation import Comparison, Evaluation
+from trainers.evaluation import BASE, COMPARISON, TUNED, WARM_COMPARISON, WARM_START, Comparison, Evaluation
 from trainers.scoring import recorded_scoring, score_row
 from trainers.watch import repetition
 
 Counts = Mapping[str, SignalCount]
 DEFAULT_RULE = SwitchRule()
+RATES = ("mean_final_emotion", "success_rate", "failure_rate")
 
 
 class Played(NamedTuple):
@@ -173,16 +174,27 @@ def read_history(metrics: Path) -> list[Counts]:
     return [counts_of(json.loads(line)) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def summary_numbers(base: Evaluation, tuned: Evaluation, comparison: Comparison) -> dict[str, Any]:
-    """The numbers of summary.json that follow from the evaluations. ``dialogues``: held-out ones, with the adapter."""
-    rates = ("mean_final_emotion", "success_rate", "failure_rate")
+def summary_numbers(
+    evaluations: Mapping[str, Evaluation], comparisons: Mapping[tuple[str, str], Comparison]
+) -> dict[str, Any]:
+    """The numbers of summary.json that follow from the evaluations. ``dialogues``: held-out ones, with the adapter.
+
+    ``comparisons``: as ``trainers.evaluation.COMPARISONS`` names them. With a warm start, ``shares`` tells what it gave
+    over the base, and what RL gave over it.
+    """
+    numbers: dict[str, Any] = {"dialogues": evaluations[TUNED].dialogues}
+    for name in (name for name in (BASE, WARM_START, TUNED) if name in evaluations):
+        numbers[name] = {rate: getattr(evaluations[name], rate).mean for rate in RATES}
+    numbers["difference"] = _difference(comparisons[TUNED, COMPARISON])
+    if WARM_START in evaluations:
+        gained, added = comparisons[WARM_START, COMPARISON], comparisons[TUNED, WARM_COMPARISON]
+        numbers["shares"] = {"warm_start": _difference(gained), "rl": _difference(added)}
+    return numbers
+
+
+def _difference(comparison: Comparison) -> dict[str, Any]:
     difference = comparison.mean_final_emotion
-    return {
-        "dialogues": tuned.dialogues,
-        "base": {name: getattr(base, name).mean for name in rates},
-        "tuned": {name: getattr(tuned, name).mean for name in rates},
-        "difference": {"mean": difference.mean, "ci95": list(difference.ci95) if difference.ci95 else None},
-    }
+    return {"mean": difference.mean, "ci95": list(difference.ci95) if difference.ci95 else None}
 
 
 def _mean(values: Sequence[float]) -> float | None:

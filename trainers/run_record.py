@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
+from trainers.adapter_sync import REFERENCE
 from trainers.run_files import CHECKPOINTS, COMPLETE, METRICS, append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
@@ -67,6 +68,9 @@ class RunRecord(TrainerCallback):
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             if head := self._trainer.value_head:
                 head.save(folder)
+            # A resumed run makes the reference anew from its start. Where transformers finds an adapter in a folder of
+            # its own, it loads only such folders, and would leave the trained adapter as it was at the start.
+            shutil.rmtree(folder / REFERENCE, ignore_errors=True)
             append_lines(folder / COMPLETE, ["complete"])
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.utils import create_model_from_path
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
 from envs.errors import InputError
 from rewards.dead_signal import SwitchRule
-from trainers.adapter_sync import write_adapter
+from trainers.adapter_sync import REFERENCE, write_adapter
 from trainers.chat_template import ChatTemplate
 from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation, Schedule
@@ -54,7 +55,7 @@ class TrainSettings:
     warmup_steps: int = 0  # optimizer steps
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    beta: float = 0.04  # KL to the policy without adapter
+    beta: float = 0.04  # KL to the policy that training starts from
     epsilon: float = 0.2  # clipping of the likelihood ratio
     epsilon_high: float | None = None  # the same upwards; None: epsilon
     loss_type: str = "grpo"  # TRL's names, and gspo
@@ -97,6 +98,7 @@ def train(
     rule: SwitchRule = DEFAULT_RULE,
     credit: CreditAssigner | None = None,
     watcher: Watcher | None = None,
+    start: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> Path:
@@ -105,7 +107,8 @@ def train(
     ``compare``: what compares rewards pairwise once ``rule`` finds them dead; None: nothing does.
     ``templates``: the policy's checked chat template, for each language of the cards. ``credit``: from scores to
     advantages; None: group-relative, terminal. ``watcher``: who watches; None: nobody. ``further``: clients that
-    ``schedule`` may name beside ``spec``; without a schedule every card is played in turn, with ``spec``.
+    ``schedule`` may name beside ``spec``; without a schedule every card is played in turn, with ``spec``. ``start``:
+    the adapter to go on from, which is then the reference of the KL divergence too; None: a new one, and the base.
 
     ``resume`` goes on from the newest complete checkpoint below ``run_dir``; what was recorded after it is dropped and
     done again. Raises InputError before anything heavy when the settings can't work, RunError when the run can't go on.
@@ -117,16 +120,16 @@ def train(
     played = {"server": server, "templates": templates, "reward": reward, "compare": compare}
     if watcher:
         watcher.resume(run_dir / METRICS)
+    credit = credit or GroupRelative(settings.group_size)
     with asyncio.Runner() as runner:
         trainer = DialogueTrainer(
-            model=str(model_dir),
+            **_policy(settings, args, model_dir, start, credit),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [f"step {step}" for step in range(settings.steps)]}),
             processing_class=next(iter(templates.values())).tokenizer,
-            peft_config=_lora(settings),
             worker=_worker(settings, cards, players=[Player(spec, make_client), *further], **played),
             schedule=schedule or _rotation(settings, cards, spec),
-            credit=credit or GroupRelative(settings.group_size),
+            credit=credit,
             watcher=watcher,
             rule=rule,
             history=read_history(run_dir / METRICS),
@@ -166,7 +169,26 @@ def _rotation(settings: TrainSettings, cards: Sequence[PersonaCard], spec: Clien
     return Rotation([card.id for card in cards], spec.name, settings.seed, settings.cards_per_step)
 
 
-def _lora(settings: TrainSettings) -> LoraConfig:
+def _policy(
+    settings: TrainSettings, args: GRPOConfig, model_dir: Path, start: Path | None, credit: CreditAssigner
+) -> dict[str, Any]:
+    """What TRL is given to train: a base and a new adapter, or the model with the adapter at ``start``.
+
+    Of the second it makes a frozen copy, which is the reference of the KL divergence, where that stands in the loss;
+    where it stands in the rewards, the copy is made here.
+    """
+    if start is None:
+        return {"model": str(model_dir), "peft_config": lora_config(settings)}
+    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
+    args.model_init_kwargs = None  # they are for a model that TRL loads itself
+    model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
+    if credit.reference_kl:
+        model.load_adapter(str(start), adapter_name=REFERENCE, is_trainable=False)
+    return {"model": model}
+
+
+def lora_config(settings: TrainSettings) -> LoraConfig:
+    """A new adapter's configuration."""
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank

@@ -32,7 +32,7 @@ from envs.errors import RunError
 from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
 from rewards.dead_signal import SwitchRule, switched
-from trainers.adapter_sync import AdapterSync
+from trainers.adapter_sync import AdapterSync, reference_adapter
 from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
@@ -183,11 +183,11 @@ class DialogueTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _reference(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Log-probabilities (B, T) under the policy without its adapter, in nats."""
+        """Log-probabilities (B, T) under the base, or the warm-started policy where RL goes on from one, in nats."""
         model = cast(PeftModel, self.accelerator.unwrap_model(self.model))
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        with use_adapter(model, adapter_name=None), self._positions.of(batch.get("segments")):
+        with use_adapter(model, adapter_name=reference_adapter(model)), self._positions.of(batch.get("segments")):
             return self._get_per_token_logps_and_entropies(
                 self.model, ids, mask, batch["completion_ids"].size(1), self.args.per_device_train_batch_size
             )[0]

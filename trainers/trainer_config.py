@@ -44,7 +44,9 @@ class Trainer(Section):
     )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
     kl: float = Field(
-        default=0.04, ge=0, description="Weight of the KL divergence from the base model; with ppo in the rewards."
+        default=0.04,
+        ge=0,
+        description="Weight of the KL divergence from the base model, or the warm start; ppo: in the rewards.",
     )
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="Clip of the probability ratio, both ways."

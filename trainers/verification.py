@@ -7,26 +7,32 @@ evaluations. All of it is computed again here. Loads no torch.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
 from envs.cards import PersonaCard
 from envs.client_spec import ClientSpec
-from envs.errors import InputError, describe_validation
-from envs.receipts import Line, ReceiptError, read_log
+from envs.errors import InputError
 from envs.trajectory import Record, Trajectory
 from trainers.config import RunConfig
 from trainers.curriculum import CURRICULUM, Curriculum, Outcome, recorded_curriculum
-from trainers.evaluation import COMPARISON, SUMMARY, TRAJECTORIES, Comparison, Evaluation, compare, summarise
+from trainers.evaluation import (
+    BASE,
+    COMPARISON,
+    COMPARISONS,
+    SUMMARY,
+    TRAJECTORIES,
+    TUNED,
+    Comparison,
+    Evaluation,
+    compare,
+    summarise,
+)
 from trainers.language import LANGUAGE, measure_language
 from trainers.manifest import Problem, check_files, is_trajectory_log, read_manifest
+from trainers.recorded_files import line_of, parsed, recorded_dialogues, recorded_json, recorded_lines, recorded_yaml
 from trainers.replay import Case, check_dialogues, first_difference, shown
 from trainers.run_folder import CODE, client_code
 from trainers.run_numbers import (
@@ -40,9 +46,11 @@ from trainers.run_numbers import (
     step_of,
     summary_numbers,
 )
+from trainers.warm_start_data import METRICS as WARM_METRICS
+from trainers.warm_start_data import RECORD as WARM_RECORD
+from trainers.warm_start_data import recorded_problem
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 
 # Relative. Means may be summed in another order here; a change in digits beyond this is the manifest's to find.
 TOLERANCE = 1e-9
@@ -110,7 +118,7 @@ class _Run:
         self.specs: dict[str, ClientSpec] = {}
         self.played: dict[str, list[Played]] = {}
         self.evaluations: dict[str, Evaluation] = {}
-        self.comparisons: dict[str, Comparison] = {}
+        self.comparisons: dict[tuple[str, str], Comparison] = {}  # as in COMPARISONS
 
     def check(self) -> None:
         """Everything, in the order of ``CHECKS``. Raises Problem at the first that fails."""
@@ -134,17 +142,29 @@ class _Run:
         for name in ("config.yaml", "cards.jsonl"):
             if not (self.folder / name).is_file():
                 raise Problem(name, None, "is missing; a run keeps its config and the cards that it played")
-        for number, data in _lines(self.folder, "cards.jsonl"):
-            card = _parsed(PersonaCard, data.get("card"), "cards.jsonl", number)
+        for number, data in recorded_lines(self.folder, "cards.jsonl"):
+            card = parsed(PersonaCard, data.get("card"), "cards.jsonl", number)
             if card.hash != data.get("hash"):
                 raise Problem("cards.jsonl", number, f"card {card.id} does not have the hash that stands beside it")
             self.cards[card.hash] = card
         for path in sorted((self.folder / "specs").glob("*.json")):
             name = f"specs/{path.name}"
-            spec = _parsed(ClientSpec, _json(self.folder, name), name)
+            spec = parsed(ClientSpec, recorded_json(self.folder, name), name)
             self.specs[spec.hash] = spec
-        self.config = _parsed(RunConfig, _yaml(self.folder, "config.yaml"), "config.yaml")
+        self.config = parsed(RunConfig, recorded_yaml(self.folder, "config.yaml"), "config.yaml")
         self.counts["cards"] = len(self.cards) + len(self.specs)
+        if self.config.warm_start.data:
+            self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        """The dialogues that were imitated are of training cards, and were gone through as the config says."""
+        for name in (WARM_RECORD, WARM_METRICS, "adapters/warm_start/adapter_model.safetensors"):
+            if not (self.folder / name).is_file():
+                raise Problem(name, None, "is missing; the configuration names dialogues to imitate (warm_start.data)")
+        steps = [line.get("step") for _, line in recorded_lines(self.folder, WARM_METRICS)]
+        record = recorded_json(self.folder, WARM_RECORD)
+        if problem := recorded_problem(record, steps, self.config, self.cards):
+            raise Problem(WARM_RECORD, None, problem)
 
     def _check_dialogues(self) -> None:
         """Receipts, card, spec, emotions, replay and total of every dialogue, line by line."""
@@ -180,14 +200,16 @@ class _Run:
 
     def _drift(self) -> str:
         """What to say besides when the clients of this code are not those that the run was played with."""
-        played_with = _json(self.folder, "provenance.json") if (self.folder / "provenance.json").is_file() else {}
+        played_with = (
+            recorded_json(self.folder, "provenance.json") if (self.folder / "provenance.json").is_file() else {}
+        )
         if played_with.get("client") in (None, client_code(CODE)):
             return ""
         revision = (played_with.get("code") or {}).get("git", "unknown")
         return f" (the client's code has changed since the run; verify it with its own, git revision {revision})"
 
     def _cases(self, name: str) -> Iterator[Case]:
-        for line in _read_log(self.folder, name):
+        for line in recorded_dialogues(self.folder, name):
             trajectory = line.trajectory
             card, spec = self.cards.get(trajectory.card_hash), self.specs.get(trajectory.spec_hash)
             if card is None or card.id != trajectory.card_id:
@@ -206,7 +228,7 @@ class _Run:
         self.counts["totals"] = sum(len(rows) for rows in self.played.values())
         if not (self.folder / name).exists():
             return
-        lines, dialogues = list(_lines(self.folder, name)), self.played.get(TRAJECTORIES, [])
+        lines, dialogues = list(recorded_lines(self.folder, name)), self.played.get(TRAJECTORIES, [])
         if len(lines) != len(dialogues):
             raise Problem(name, None, f"holds {len(lines)} scores for {len(dialogues)} dialogues")
         scores, assigner = iter(lines), credit_assigner(self.config)
@@ -223,7 +245,7 @@ class _Run:
 
     def _check_metrics(self) -> None:
         name, steps = "metrics.jsonl", self._steps()
-        lines = list(_lines(self.folder, name)) if (self.folder / name).exists() else []
+        lines = list(recorded_lines(self.folder, name)) if (self.folder / name).exists() else []
         if [line.get("step") for _, line in lines] != list(steps):
             raise Problem(name, None, f"tells of {len(lines)} steps, the dialogues of {TRAJECTORIES} of {len(steps)}")
         history: list[Counts] = []
@@ -249,26 +271,27 @@ class _Run:
         return recorded_curriculum(rules, cards, self.specs.values(), line, seed=seed, groups=groups)
 
     def _check_evaluations(self) -> None:
-        """Every evaluation.json beside its dialogues, and every comparison.json, which is with evaluation/base."""
+        """Every evaluation.json beside its dialogues, and every comparison with another evaluation of the run."""
         for path in sorted(self.folder.glob(f"evaluation/*/{SUMMARY}")):
             self.evaluations[path.parent.name] = self._evaluation(f"evaluation/{path.parent.name}")
-        for path in sorted(self.folder.glob(f"evaluation/*/{COMPARISON}")):
-            folder = f"evaluation/{path.parent.name}"
-            if "base" not in self.evaluations:
-                raise Problem(f"{folder}/{COMPARISON}", None, "compares with evaluation/base, which is not there")
-            self.comparisons[path.parent.name] = self._comparison(folder)
+        for path in sorted(self.folder.glob("evaluation/*/comparison*.json")):
+            name = path.relative_to(self.folder).as_posix()
+            other = COMPARISONS.get((path.parent.name, path.name), BASE if path.name == COMPARISON else None)
+            if other is None or other not in self.evaluations:
+                raise Problem(name, None, f"compares with evaluation/{other or '?'}, which is not there")
+            self.comparisons[path.parent.name, path.name] = self._comparison(path.parent.name, name, other)
         self.counts["evaluation"] = len(self.evaluations) + len(self.comparisons)
 
-    def _comparison(self, folder: str) -> Comparison:
-        base, other = (self._trajectories(name) for name in ("evaluation/base", folder))
-        settings, cards = self.evaluations["base"].settings, list(self.cards.values())
-        comparison = _computed(f"{folder}/{COMPARISON}", lambda: compare(base, other, cards, settings))
-        self._same_file(f"{folder}/{COMPARISON}", comparison)
+    def _comparison(self, side: str, name: str, other: str) -> Comparison:
+        before, after = (self._trajectories(f"evaluation/{one}") for one in (other, side))
+        settings, cards = self.evaluations[other].settings, list(self.cards.values())
+        comparison = _computed(name, lambda: compare(before, after, cards, settings))
+        self._same_file(name, comparison)
         return comparison
 
     def _evaluation(self, folder: str) -> Evaluation:
         name, trajectories = f"{folder}/{SUMMARY}", self._trajectories(folder)
-        settings = _parsed(Evaluation, _json(self.folder, name), name).settings
+        settings = parsed(Evaluation, recorded_json(self.folder, name), name).settings
         evaluation = _computed(name, lambda: summarise(trajectories, list(self.cards.values()), settings))
         self._same_file(name, evaluation)
         if evaluation.dialogues != evaluation.cards * len(settings.seeds):
@@ -287,10 +310,13 @@ class _Run:
         name = "summary.json"
         if not (self.folder / name).exists():
             return
-        if "tuned" not in self.comparisons:
-            raise Problem(name, None, f"sums up evaluation/tuned/{COMPARISON}, which is not there")
-        expected = summary_numbers(self.evaluations["base"], self.evaluations["tuned"], self.comparisons["tuned"])
-        recorded = _json(self.folder, name)
+        needed = COMPARISONS if self.config.warm_start.data else [(TUNED, COMPARISON)]
+        if missing := [key for key in needed if key not in self.comparisons]:
+            raise Problem(name, None, f"sums up evaluation/{'/'.join(missing[0])}, which is not there")
+        names = {BASE, TUNED, *(folder for folder, _ in needed)}
+        sides = {side: one for side, one in self.evaluations.items() if side in names}
+        expected = summary_numbers(sides, self.comparisons)
+        recorded = recorded_json(self.folder, name)
         self._same(name, {key: recorded.get(key) for key in expected}, expected)
         self.counts["summary"] = 1
 
@@ -299,7 +325,7 @@ class _Run:
 
     def _same_file(self, name: str, expected: Record, needs_model: Sequence[str] = ()) -> None:
         """The JSON file ``name`` holds ``expected``, but for the top keys that only a model could compute."""
-        both = [_json(self.folder, name), expected.model_dump(mode="json")]
+        both = [recorded_json(self.folder, name), expected.model_dump(mode="json")]
         self._same(name, *({key: value for key, value in side.items() if key not in needs_model} for side in both))
 
     def _same(self, name: str, recorded: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -308,14 +334,6 @@ class _Run:
 
     def _line(self, name: str, keys: Sequence[str | int]) -> int | None:
         return line_of((self.folder / name).read_text(encoding="utf-8"), keys)
-
-
-def line_of(text: str, keys: Sequence[str | int]) -> int | None:
-    """The line (from 1) on which the value under ``keys`` begins in a JSON text that is laid out over lines."""
-    lines, at = text.split("\n"), 0
-    for key in (key for key in keys if isinstance(key, str)):
-        at = next((n for n in range(at, len(lines)) if f'"{key}":' in lines[n]), at)
-    return at + 1
 
 
 def _compare(recorded: dict[str, Any], expected: dict[str, Any], name: str, line: int) -> None:
@@ -328,51 +346,8 @@ def _told(found: tuple[Sequence[str | int], Any, Any]) -> str:
     return f"{'.'.join(map(str, keys))} is recorded as {shown(recorded)}, computed again it is {shown(expected)}"
 
 
-def _read_log(folder: Path, name: str) -> Iterator[Line]:
-    try:
-        yield from read_log(folder / name)
-    except ReceiptError as error:
-        message = str(error).removeprefix(str(folder / name))
-        place = re.match(r":(\d+): (.*)", message, re.DOTALL)
-        line, text = (int(place[1]), place[2]) if place else (None, message.removeprefix(": "))
-        raise Problem(name, line, text) from error
-
-
 def _computed(name: str, compute: Callable[[], T]) -> T:
     try:
         return compute()
     except (InputError, KeyError, ValueError) as error:
         raise Problem(name, None, f"can't be computed again: {error}") from error
-
-
-def _parsed(kind: type[M], data: Any, name: str, line: int | None = None) -> M:
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise Problem(name, line, describe_validation(error, kind.__name__)) from error
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    return _object((folder / name).read_bytes(), name, None)
-
-
-def _lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, raw in enumerate((folder / name).read_bytes().splitlines(), 1):
-        yield number, _object(raw, name, number)
-
-
-def _object(raw: bytes, name: str, line: int | None) -> dict[str, Any]:
-    try:
-        data = json.loads(raw)
-    except ValueError as error:
-        raise Problem(name, line, f"is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise Problem(name, line, "is not a JSON object")
-    return data
-
-
-def _yaml(folder: Path, name: str) -> Any:
-    try:
-        return yaml.safe_load((folder / name).read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise Problem(name, None, f"can't be read as YAML: {error}") from error

@@ -13,9 +13,10 @@ from scripts.console import RUN_FAILED, JsonFlag, command_app, print_json, stdou
 from scripts.progress import Told
 from scripts.tables import evaluation_table, language_table
 from trainers.config_file import load_config
-from trainers.evaluation import Comparison, Evaluation
+from trainers.evaluation import BASE, TUNED, WARM_START, Comparison, Evaluation, comparisons_among
 from trainers.language import LanguageMeasures
-from trainers.run import Plan, run
+from trainers.plan import Plan
+from trainers.run import run
 
 CONFIG = Path("configs/demo.yaml")
 
@@ -49,17 +50,20 @@ def demo(
 
 def _tell(folder: Path, summary: dict[str, object], released: Path) -> None:
     """The tables and the paths. The score comes last, where it is looked for."""
-    out, sides = stdout(), ("base", "tuned")
+    out, warm = stdout(), (folder / "evaluation" / WARM_START).exists()
+    sides = (BASE, WARM_START, TUNED) if warm else (BASE, TUNED)
     language = {side: LanguageMeasures.model_validate_json(_text(folder, side, "language.json")) for side in sides}
     evaluations = {side: Evaluation.model_validate_json(_text(folder, side, "evaluation.json")) for side in sides}
-    difference = Comparison.model_validate_json(_text(folder, "tuned", "comparison.json"))
     out.print()
     out.print(language_table(language))
     out.print()
     clients = summary["clients"]
     assert isinstance(clients, dict)
-    out.print(evaluation_table(evaluations, difference, clients["training"]))
-    out.print()
+    for (side, name), other in reversed(comparisons_among(sides).items()):
+        difference = Comparison.model_validate_json(_text(folder, side, name))
+        pair = {one: evaluations[one] for one in (other, side)}
+        out.print(evaluation_table(pair, difference, clients["training"]))
+        out.print()
     rows = (
         ("run", folder),
         ("summary", folder / "summary.json"),

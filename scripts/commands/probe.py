@@ -15,13 +15,22 @@ from envs.cards import CARDS_DIR, Language, PersonaCard, Split
 from envs.client_spec import ClientSpec, load_spec
 from envs.errors import InputError
 from envs.probes import BUILTIN, DEGENERATE_BUILTIN, FixedPolicy, load_policies
+from envs.receipts import TrajectoryLog
 from envs.supporters import FixedReplies
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.tables import ProbeResult, probe_table
 from trainers.assembly import CACHE
 from trainers.client_models import ModelPool, check_client
 from trainers.config_file import load_config
-from trainers.evaluation import MakeClient, SupporterFactory, play, settings_for, summarise
+from trainers.evaluation import (
+    TRAJECTORIES,
+    MakeClient,
+    SupporterFactory,
+    check_unused,
+    play,
+    settings_for,
+    summarise,
+)
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "configs" / "probes" / "degenerate.jsonl"
 
@@ -57,6 +66,9 @@ def probe(
     split: Annotated[Split, typer.Option(help="Which cards are played.")] = "test",
     seeds: Annotated[int, typer.Option(min=1, help="Dialogues with each card.")] = 1,
     language: Annotated[Literal["en", "zh", "all"], typer.Option(help="Which cards are played.")] = "all",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the dialogues, one folder for each policy, with receipts.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Score policies that say the same whoever listens. Without --replies and --builtin: all that come with attune."""
@@ -69,12 +81,23 @@ def probe(
     if not chosen:
         raise InputError(f"no card of split {split!r} and language {language!r}; change --split, --language or --cards")
     check_client(config.client, spec, chosen)
+    if out:
+        _check_folders(out, contenders)
     with ModelPool(config, CACHE, lambda line: stderr.print(line, markup=False)) as models:
-        results = score(contenders, chosen, spec, seeds, models.maker(config.client, spec))
+        results = score(contenders, chosen, spec, seeds, models.maker(config.client, spec), out)
     if json:
         print_json({"policies": [as_json(result) for result in results]})
     else:
         stdout().print(probe_table(results, spec.name))
+
+
+def _check_folders(out: Path, contenders: Sequence[Contender]) -> None:
+    for contender in contenders:
+        if Path(contender.name).name != contender.name:
+            raise InputError(
+                f"--out: the policy {contender.name!r} can't name a folder; give it a name without slashes"
+            )
+        check_unused(out / contender.name)
 
 
 def from_replies(policies: Sequence[FixedPolicy]) -> list[Contender]:
@@ -100,8 +123,12 @@ def score(
     spec: ClientSpec,
     seeds: int,
     client: MakeClient | None = None,
+    out: Path | None = None,
 ) -> list[ProbeResult]:
-    """Play every contender over the cards of its language. Raises InputError when no contender has a card to play."""
+    """Play every contender over the cards of its language, and keep the dialogues below ``out``, a folder for each.
+
+    Raises InputError when no contender has a card to play.
+    """
     settings, results = settings_for(spec, seeds), []
     for contender in contenders:
         own = [card for card in cards if contender.language in (None, card.language)]
@@ -110,6 +137,9 @@ def score(
             continue
         with stderr.status(contender.name):
             trajectories = asyncio.run(play(contender.factory, own, spec, settings.seeds, client=client))
+        if out:
+            (out / contender.name).mkdir(parents=True, exist_ok=True)
+            TrajectoryLog(out / contender.name / TRAJECTORIES).append(*trajectories)
         result = ProbeResult(contender.name, contender.kind, summarise(trajectories, own, settings))
         if broken := [outcome.error for outcome in result.evaluation.outcomes if outcome.error]:
             stderr.print(f"{contender.name}: {len(broken)} dialogues broke off: {broken[0]}", markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,10 +11,12 @@ from rich.table import Table
 from envs.errors import InputError
 from scripts.console import JsonFlag, command_app, print_json, stderr, stdout
 from scripts.progress import Told
+from scripts.tables import NOTHING
 from trainers.config import RunConfig
 from trainers.config_file import dump_config, load_config
 from trainers.memory import GIB, ArchitectureUnknown, DeviceEstimate, architecture_of, estimate_memory
-from trainers.run import Plan, run
+from trainers.plan import Plan
+from trainers.run import run
 
 app = command_app("attune train --config configs/demo.yaml trainer.steps=10 run.seed=1")
 
@@ -40,7 +42,15 @@ def train(
     if json:
         print_json(summary)
     else:
+        for share, told in (("warm_start", "what imitation gave"), ("rl", "what RL added to it")):
+            if "shares" in summary:
+                stdout().print(f"{told}: {_points(summary['shares'][share])} points of emotion", markup=False)
         stdout().print(f"{resolved.run.folder}: finished; next: attune release {resolved.run.folder}", markup=False)
+
+
+def _points(difference: dict[str, Any]) -> str:
+    mean, ends = difference["mean"], difference["ci95"]
+    return NOTHING if mean is None else f"{mean:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
 def check_inputs(config: RunConfig) -> Plan:

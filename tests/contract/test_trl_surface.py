@@ -14,10 +14,11 @@ from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
 
 from scripts.training_step import random_model
-from trainers.adapter_sync import AdapterSync
+from trainers.adapter_sync import REFERENCE, AdapterSync
 from trainers.memory import TILE_TOKENS, TILE_WORDS, Architecture
 from trainers.trainer import DialogueTrainer, compute_without_copies
 
@@ -121,6 +122,28 @@ def test_without_an_attention_mask_positions_that_begin_again_part_a_row_into_se
 def test_parameters_are_gathered_by_the_distributed_backend():
     assert parameters(DistributedBackend.gather_params) == ["self", "params"]
     assert "self._dist = DistributedBackend(self.accelerator)" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_a_model_with_an_adapter_gets_a_frozen_copy_of_it_as_the_reference():
+    assert f'model.add_adapter("{REFERENCE}", default_config)' in inspect.getsource(GRPOTrainer.__init__)
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert f'adapter_name="{REFERENCE}" if "{REFERENCE}" in model.peft_config else None' in source
+
+
+def test_a_checkpoint_with_an_adapter_in_a_folder_of_its_own_would_not_give_back_the_trained_one():
+    """Why the reference's folder is taken out of a checkpoint before it counts as complete."""
+    source = inspect.getsource(Trainer._load_from_checkpoint)
+    assert "if adapter_subdirs:" in source and source.count("model.load_adapter(") == 2
+
+
+def test_labels_that_come_with_the_dialogues_are_what_the_imitation_is_trained_on():
+    source = inspect.getsource(SFTTrainer.__init__)
+    assert 'args.dataset_kwargs.get("skip_prepare_dataset", False)' in source
+    batch = DataCollatorForLanguageModeling(pad_token_id=0)(
+        [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 8], "labels": [-100, 8]}]
+    )
+    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 8, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_the_config_has_the_fields_that_we_set():

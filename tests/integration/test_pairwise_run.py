@@ -16,7 +16,8 @@ from tests.integration.test_played_client import ROOT, rows
 from tests.integration.test_rubric_run import SAID, config, forge
 from tests.scripted_server import Request, ScriptedServer
 from tests.tiny_policy import tiny_model
-from trainers.run import Plan, Progress, run
+from trainers.plan import Plan
+from trainers.run import Progress, run
 from trainers.verification import verify_run
 
 pytestmark = pytest.mark.integration

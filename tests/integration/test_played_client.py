@@ -15,7 +15,8 @@ from scripts.attune import main
 from tests.scripted_server import ScriptedServer
 from tests.tiny_policy import tiny_model
 from trainers.config_file import load_config
-from trainers.run import Plan, Progress, run
+from trainers.plan import Plan
+from trainers.run import Progress, run
 from trainers.verification import verify_run
 
 pytestmark = pytest.mark.integration

@@ -17,7 +17,8 @@ from tests.scripted_server import Request, ScriptedServer
 from tests.tiny_policy import tiny_model
 from trainers.config_file import load_config
 from trainers.manifest import write_manifest
-from trainers.run import Plan, Progress, run
+from trainers.plan import Plan
+from trainers.run import Progress, run
 from trainers.verification import verify_run
 
 pytestmark = pytest.mark.integration

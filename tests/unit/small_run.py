@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
-from envs.cards import CARDS_DIR, PersonaCard, load_card
+from envs.cards import CARDS_DIR, Language, PersonaCard, load_card
 from envs.client_spec import ClientSpec, load_spec
 from envs.clients import Models, make_client
 from envs.dialogue import DialoguePlan, Supporter, run_dialogues
@@ -21,11 +21,11 @@ from envs.supporters import GoodSupporter, MixingSupporter
 from envs.trajectory import Generation, Message
 from trainers.config import RunConfig
 from trainers.evaluation import (
-    COMPARISON,
     Comparison,
     DialogueKey,
     Evaluation,
     compare,
+    comparisons_among,
     evaluate,
     read_trajectories,
     settings_for,
@@ -35,6 +35,7 @@ from trainers.manifest import write_json
 from trainers.run_folder import MetricsLog, RunFolder
 from trainers.run_numbers import Played, Scorer, credit_of, step_numbers, summary_numbers
 from trainers.statistics import Resampling
+from trainers.warm_start_config import WarmStart
 
 TRAINED, HELD_OUT = ("bus-depot-letter", "biscuit-tin"), ("back-from-malmo", "band-vote-singer")
 GROUP = 3
@@ -45,6 +46,7 @@ CONFIG = RunConfig.model_validate(
         "evaluation": {"seeds_per_card": 2},
     }
 )
+WARM = WarmStart(data=["talks.jsonl"], epochs=2, batch=2)
 BASE = {"name": "little-base", "local": True, "sha256": "b" * 64}
 
 
@@ -68,22 +70,30 @@ def cards_for(names: Sequence[str]) -> list[PersonaCard]:
     return [load_card(CARDS_DIR / "en" / f"{name}.yaml") for name in names]
 
 
-def make_run(path: Path) -> Path:
-    """Write a whole run: two steps, evaluations of base and tuned, comparison, language, adapter, summary, manifest."""
+def make_run(path: Path, *, warm: bool = False) -> Path:
+    """Write a whole run: two steps, evaluations of base and tuned, comparison, language, adapter, summary, manifest.
+
+    ``warm``: with a warm start of three dialogues, two a step.
+    """
     spec, trained, held_out = load_spec("appraisal-v1"), cards_for(TRAINED), cards_for(HELD_OUT)
+    config, texts = CONFIG, {"prompts/supporter_en.txt": "You listen.\n"}
+    if warm:
+        config = config.model_copy(update={"warm_start": WARM})
+        told = {"data": ["talks.jsonl"], "dialogues": 3, "imitated": 3, "replies": 9, "tokens": 400}
+        told |= {"trained_tokens": 90, "without_card": 1, "cards": {trained[0].id: trained[0].hash}, "sha256": "a" * 64}
+        texts["warm_start.json"] = json.dumps(told, indent=2) + "\n"
     with RunFolder.create(path) as run:
-        run.record(
-            yaml.safe_dump(CONFIG.model_dump(mode="json")),
-            [*trained, *held_out],
-            [spec],
-            {"run": 0},
-            base=BASE,
-            texts={"prompts/supporter_en.txt": "You listen.\n"},
-        )
+        cards = [*trained, *held_out]
+        record = yaml.safe_dump(config.model_dump(mode="json"))
+        run.record(record, cards, [spec], {"run": 0}, base=BASE, texts=texts)
+        if warm:
+            _write_adapter(run.adapter("warm_start"))
+            for step in range(4):
+                MetricsLog(run.path / "warm_start.jsonl").append({"step": step, "loss": 2.0 - step / 8})
         _train(run, trained, spec)
-        base, tuned, comparison = _evaluate(run, held_out, spec)
+        found = _evaluate(run, held_out, spec, warm)
         _write_adapter(run.adapter("final"))
-        run.write_json("summary.json", {"seconds": 12.5, **summary_numbers(base, tuned, comparison), "verified": True})
+        run.write_json("summary.json", {"seconds": 12.5, **summary_numbers(*found), "verified": True})
         run.finish()
     return path
 
@@ -126,23 +136,37 @@ def _append_scores(path: Path, rows: Sequence[Played]) -> None:
 
 
 def _evaluate(
-    run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec
-) -> tuple[Evaluation, Evaluation, Comparison]:
+    run: RunFolder, cards: Sequence[PersonaCard], spec: ClientSpec, warm: bool
+) -> tuple[dict[str, Evaluation], dict[tuple[str, str], Comparison]]:
     settings = settings_for(spec, 2, Resampling(resamples=200))
-    supporters = {"base": MixingSupporter, "tuned": GoodSupporter}
-    evaluations = []
+    supporters: dict[str, type] = {"base": MixingSupporter, "tuned": GoodSupporter}
+    if warm:
+        supporters["warm_start"] = Halfway
+    evaluations = {}
     for side, kind in supporters.items():
 
         def factory(key: DialogueKey, side: str = side, kind: type = kind) -> Supporter:
             return Voiced(kind(key.language, key.dialogue_seed), side)
 
-        evaluations.append(asyncio.run(evaluate(factory, cards, spec, settings, run.evaluation(side))))
+        evaluations[side] = asyncio.run(evaluate(factory, cards, spec, settings, run.evaluation(side)))
         measures = measure_language(read_trajectories(run.evaluation(side)), spec, settings.resampling)
         write_json(run.evaluation(side) / LANGUAGE, measures.model_dump(mode="json"))
-    before, after = (read_trajectories(run.evaluation(side)) for side in supporters)
-    comparison = compare(before, after, cards, settings)
-    write_json(run.evaluation("tuned") / COMPARISON, comparison.model_dump(mode="json"))
-    return evaluations[0], evaluations[1], comparison
+    comparisons = {}
+    for (side, name), other in comparisons_among(evaluations).items():
+        before, after = (read_trajectories(run.evaluation(one)) for one in (other, side))
+        comparisons[side, name] = compare(before, after, cards, settings)
+        write_json(run.evaluation(side) / name, comparisons[side, name].model_dump(mode="json"))
+    return evaluations, comparisons
+
+
+class Halfway:
+    """Good on its first reply, and at random after that."""
+
+    def __init__(self, language: Language, seed: int) -> None:
+        self._good, self._mixing = GoodSupporter(language, seed), MixingSupporter(language, seed)
+
+    async def reply(self, messages: Sequence[Message]) -> Generation:
+        return await (self._good if len(messages) == 1 else self._mixing).reply(messages)
 
 
 def _write_adapter(folder: Path) -> None:

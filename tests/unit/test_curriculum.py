@@ -36,7 +36,7 @@ from trainers.curriculum import (
     normalised,
 )
 from trainers.curriculum_config import Curriculum as Rules
-from trainers.run import Plan
+from trainers.plan import Plan
 from trainers.verification import verify_run
 
 NEEDS, TEMPERAMENTS = ("listening", "real_advice", "deep_empathy"), ("passive", "avoidant")

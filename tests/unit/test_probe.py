@@ -14,6 +14,7 @@ from envs.card_set import load_cards
 from envs.client_spec import load_spec
 from envs.errors import InputError
 from envs.probes import DEGENERATE_BUILTIN, Echo, FixedPolicy, Parrot, QuoteFrame, keywords, load_policies
+from envs.receipts import read_log
 from envs.trajectory import Message
 from scripts.attune import main
 from scripts.commands.probe import SHIPPED, from_code, from_replies, score
@@ -133,6 +134,23 @@ def test_the_command_prints_one_json_object(tmp_path, capsys):
     assert policy["dialogues"] == len(english)
     assert policy["ci95"][0] <= policy["mean_final_emotion"] <= policy["ci95"][1]
     assert 0 <= policy["success_rate"] <= policy["failure_rate"] <= 1
+
+
+def test_the_dialogues_are_kept_with_receipts_and_nothing_is_written_over(tmp_path, capsys):
+    assert _probe(tmp_path, "--out", str(tmp_path / "kept"), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["policies"]
+    for policy in shown:
+        kept = [line.trajectory for line in read_log(tmp_path / "kept" / policy["name"] / "trajectories.jsonl")]
+        assert len(kept) == policy["dialogues"]
+    assert _probe(tmp_path, "--out", str(tmp_path / "kept")) == 2
+    assert "an evaluation lies here already" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_policy_whose_name_is_a_path_can_not_be_kept(tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"name": "../mine", "replies": ["Hm."]}\n', encoding="utf-8")
+    assert main(["probe", "--replies", str(path), "--out", str(tmp_path / "kept")]) == 2
+    assert "give it a name without slashes" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_command_prints_a_table_for_people(tmp_path, capsys):
