@@ -18,7 +18,7 @@ from trainers.chat_template import check_template, load_tokenizer
 from trainers.credit import ValueBased
 from trainers.policy import Sampling
 from trainers.reward_config import Gates
-from trainers.rollouts import Rollout, RolloutWorker
+from trainers.rollouts import Player, Rollout, RolloutWorker
 from trainers.samples import build_sample
 from trainers.scoring import Scoring
 from trainers.train import TrainSettings, train
@@ -79,7 +79,7 @@ def starts(talk: Trajectory) -> tuple[int, ...]:
 
 
 def step(worker: RolloutWorker, number: int) -> Rollout:
-    return asyncio.run(worker.run([a_card().id] * 2, number, 0, None, lambda talks: None))
+    return asyncio.run(worker.run([(a_card().id, a_spec(2).name)] * 2, number, 0, None, lambda talks: None))
 
 
 @pytest.mark.parametrize("required", [False, True])
@@ -95,8 +95,7 @@ def test_a_policy_that_stops_writing_the_tag_loses_reward_on_the_next_step(requi
         templates={"en": template},
         sampling=Sampling(max_tokens=64, max_context=400),
         cards={a_card().id: a_card()},
-        spec=a_spec(2),
-        make_client=ByteClient,
+        players=[Player(a_spec(2), ByteClient)],
         reward=Scoring(((EmotionReward(), 1.0),) if required else TERMS, Gates(), form="think" if required else None),
         seed=0,
         group_size=2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -157,7 +157,7 @@ def test_the_reference_is_frozen_at_the_start_and_is_neither_trained_nor_written
 
     monkeypatch.setattr(DialogueTrainer, "__init__", spy)
     final = reward_run(model_dir, tmp_path, replace(SETTINGS, steps=1), start=warm)
-    model = kept[0].accelerator.unwrap_model(kept[0].model)
+    model = cast(PeftModel, kept[0].accelerator.unwrap_model(kept[0].model))
     assert reference_adapter(model) == "ref" and model.active_adapters == ["default"]
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained and all(".default." in name for name in trained)

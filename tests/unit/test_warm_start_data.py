@@ -78,7 +78,7 @@ def test_a_recorded_dialogue_is_imitated_reply_by_reply_and_names_its_card(tmp_p
     talk = played(TRAINING[0])
     (example,) = read(recorded(tmp_path, talk))
     assert [one.reply for one in example.exchanges] == [turn.supporter.text for turn in talk.turns]
-    assert [one.said for one in example.exchanges] == [talk.opening.text, *(t.client.text for t in talk.turns[:-1])]
+    assert [one.said for one in example.exchanges] == [talk.messages[0].text, *(t.client.text for t in talk.turns[:-1])]
     assert example.card == (TRAINING[0].id, TRAINING[0].hash)
 
 
@@ -92,7 +92,9 @@ def test_recorded_dialogues_that_broke_off_ended_too_low_or_were_cut_off_are_lef
     source = recorded(tmp_path, good, broken, short, played(TRAINING[1]))
     assert [example.where for example in read(source)] == [f"{source}:1", f"{source}:4"]
     least = good.final_emotion
-    assert all(f"{source}:1" == one.where or one.card[0] == TRAINING[1].id for one in read(source, min_emotion=least))
+    assert all(
+        f"{source}:1" == one.where or (one.card or "")[0] == TRAINING[1].id for one in read(source, min_emotion=least)
+    )
     (tmp_path / "alone").mkdir()
     with pytest.raises(InputError, match=r"hold no dialogue to imitate; .*lower warm_start\.min_emotion"):
         read(recorded(tmp_path / "alone", broken), min_emotion=1)
