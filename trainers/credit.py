@@ -238,9 +238,10 @@ class ValueBased:
         from trainers.gae import gae, token_rewards, whiten
 
         assert batch.values_BT is not None
-        rewarded_B = batch.turns_BT.new_tensor([[bool(row)] for row in credit]).bool()
-        mask_BT = (batch.turns_BT >= 0) & rewarded_B
-        rewards_BT = token_rewards(credit, batch.turns_BT, self.reference_kl, batch.logps_BT, batch.ref_logps_BT)
+        sampled = (batch.turns_BT >= 0).any(1).tolist()
+        paths = [row if there else () for row, there in zip(credit, sampled, strict=True)]
+        mask_BT = (batch.turns_BT >= 0) & batch.turns_BT.new_tensor([[bool(row)] for row in paths]).bool()
+        rewards_BT = token_rewards(paths, batch.turns_BT, self.reference_kl, batch.logps_BT, batch.ref_logps_BT)
         values_BT = batch.values_BT * mask_BT
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, self.discount, self.lam)
         advantages_BT = whiten(advantages_BT, mask_BT, batch.gathered)

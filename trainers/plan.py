@@ -13,7 +13,7 @@ from trainers import assembly
 from trainers.client_models import check_client, training_specs
 from trainers.config import RunConfig
 from trainers.curriculum import Curriculum, check_mixture
-from trainers.scoring import check_rewards
+from trainers.scoring import check_labels, check_rewards
 from trainers.warm_start_data import Example, Who, read_examples
 from trainers.watch_rules import WatchRules, load_rules
 
@@ -39,6 +39,7 @@ class Plan:
         held_out_spec = assembly.client_spec(config, config.held_out_client)
         train = assembly.cards_of(config, config.cards.train_split)
         held_out = assembly.cards_of(config, config.evaluation.split)
+        check_labels(config, train)
         spec, *further = training_specs(config, train)
         check_mixture(config.curriculum, train, [spec.name, *(one.name for one in further)])
         check_client(config.held_out_client, held_out_spec, held_out)

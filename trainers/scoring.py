@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envs.cards import Language
+from envs.card_set import load_cards
+from envs.cards import Language, PersonaCard
 from envs.errors import InputError
 from envs.models.model_client import ModelClient
 from envs.trajectory import Score, Stop, Trajectory
 from rewards.certificate import Certificate
 from rewards.combine import in_groups
+from rewards.emotion_label import EmotionLabelReward, card_label
 from rewards.format import Form, broken_form
 from rewards.gates import check_gates
 from rewards.judge import Judge
@@ -269,7 +272,8 @@ def live_scoring(config: RunConfig, views: Views, folder: Path | None, reader: G
             keep = _keeper(comparisons_file(folder, judge.rubric) if folder else None)
             asked = AskedComparisons(judge, models, language_of, keep)
             pairs[name] = _pairwise(config, name, term, judge, asked, names, term.certificates)
-    return Scoring(_terms(config, rewards), config.gates, pairs, reader, _required(config))
+    labelled = load_cards(config.cards.paths) if _uses_labels(config) else []
+    return Scoring(_terms(config, rewards, labelled), config.gates, pairs, reader, _required(config))
 
 
 def _keeper(file: Path | None) -> Callable[[Judgment | Comparison], None]:
@@ -305,7 +309,23 @@ def recorded_scoring(config: RunConfig, folder: Path) -> Scoring:
             recorded = RecordedComparisons(comparisons, judge, names, language_of)
             pairs[name] = _pairwise(config, name, term, judge, recorded, names, kept)
     reader = recorded_reader(config, folder)
-    return Scoring(_terms(config, rewards), config.gates, pairs, reader, _required(config))
+    lines = (folder / "cards.jsonl").read_text(encoding="utf-8").splitlines() if _uses_labels(config) else []
+    labelled = [PersonaCard.model_validate(json.loads(line)["card"]) for line in lines]
+    return Scoring(_terms(config, rewards, labelled), config.gates, pairs, reader, _required(config))
+
+
+def _uses_labels(config: RunConfig) -> bool:
+    return any(term.name == EmotionLabelReward.name for term in config.rewards)
+
+
+def check_labels(config: RunConfig, cards: Sequence[PersonaCard]) -> None:
+    """Raises InputError where the emotion label has a weight and one of the training ``cards`` has no label."""
+    weight = sum(term.weight for term in config.rewards if term.name == EmotionLabelReward.name)
+    if weight and (bare := [card.id for card in cards if not card_label(card)]):
+        raise InputError(
+            f"rewards: emotion-label has a weight, and card {bare[0]} ({len(bare)} in all) has no label "
+            "(notes.emotion); name cards that have one, such as attune cards import kardia makes, or give it weight 0"
+        )
 
 
 def _required(config: RunConfig) -> Form | None:
@@ -346,11 +366,18 @@ def _rubric_reward(
     return RubricReward(judge, find, models, config.cards.languages, known, uncertified=term.uncertified)
 
 
-def _terms(config: RunConfig, rubrics: Mapping[str, Reward]) -> tuple[tuple[Reward, float], ...]:
-    """The rewards with their weights; a judge that is not named as a reward, and is not the watch's, is only logged."""
+def _terms(
+    config: RunConfig, rubrics: Mapping[str, Reward], labelled: Sequence[PersonaCard]
+) -> tuple[tuple[Reward, float], ...]:
+    """The rewards with their weights; a judge that is not named as a reward, and is not the watch's, is only logged.
+
+    ``labelled``: the cards whose notes hold emotion labels.
+    """
     if unknown := [term.name for term in config.rewards if term.name not in {*rubrics, *REWARDS}]:
         raise InputError(f"rewards: there is no reward named {unknown[0]!r}; known: {', '.join([*REWARDS, *rubrics])}")
-    terms = [(rubrics.get(term.name) or REWARDS[term.name](), term.weight) for term in config.rewards]
+    labels = {card.id: label for card in labelled if (label := card_label(card))}
+    known = {**rubrics, EmotionLabelReward.name: EmotionLabelReward(labels)}
+    terms = [(known.get(term.name) or REWARDS[term.name](), term.weight) for term in config.rewards]
     named = {*(term.name for term in config.rewards), config.watch.judge}
     return tuple([*terms, *((reward, 0.0) for name, reward in rubrics.items() if name not in named)])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from trainers.config import RunConfig
 from trainers.credit import GroupDecoupled, GroupRelative, row_parts
 from trainers.reward_config import Gates
 from trainers.run_numbers import reward_numbers
-from trainers.scoring import Scoring, check_rewards, recorded_scoring
+from trainers.scoring import Scoring, check_labels, check_rewards, recorded_scoring
 
 ANN = card("en-ann")
 HUMAN = "I am a real person, not a machine, and I went through exactly this when my own mother died last year."
@@ -191,3 +193,17 @@ def test_a_judge_without_weight_needs_no_certificate_and_one_with_weight_may_do_
 def test_rewards_that_can_not_be_combined_are_refused(changes, said) -> None:
     with pytest.raises(ValueError, match=said):
         RunConfig.model_validate(changes)
+
+
+def test_an_emotion_label_is_the_card_s_and_a_training_card_without_one_is_refused(tmp_path: Path) -> None:
+    labelled = card("en-lou", notes={"emotion": "lonely"})
+    config = RunConfig.model_validate({"rewards": [{"name": "emotion-label", "weight": 1}]})
+    with pytest.raises(InputError, match=r"emotion-label has a weight, and card en-ann \(1 in all\) has no label"):
+        check_labels(config, [ANN, labelled])
+    check_labels(config, [labelled])
+    line = {"hash": labelled.hash, "card": labelled.model_dump(mode="json")}
+    (tmp_path / "cards.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    scoring = recorded_scoring(config, tmp_path)
+    for named, value in (("Lonely", 1), ("glad", 0)):
+        reply = Generation(text="hm", raw=f"<|emotion_begin|>{named}<|emotion_end|>")
+        assert asyncio.run(scoring(trajectory(labelled, 0, (50,), [reply]))).value == value
