@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.errors import InputError
 from envs.trajectory import Message
 from tests.chat_template_shapes import (
     CONTROL_TOKENS,
@@ -69,6 +70,15 @@ def table(heading: str) -> Iterator[list[str]]:
         if line.startswith("| `"):
             cells = re.split(r"(?<!\\)\|", line.strip()[1:-1])
             yield [cell.strip().replace("`", "").replace("\\|", "|") for cell in cells]
+
+
+def with_thoughts(tokenizer: Any) -> str:
+    """The verdict on a template where earlier replies are told anew without their thoughts."""
+    try:
+        opened = check_template(tokenizer, SYSTEM, "think").thought_opened
+    except InputError:
+        return "refused"
+    return "accepted, opened by the prompt" if opened else "accepted"
 
 
 @pytest.mark.parametrize("path", [*accepted(SHAPES), *SHIPPED], ids=lambda path: path.stem)
@@ -213,8 +223,9 @@ def test_the_page_says_of_each_shape_what_the_check_says():
     written = {row[0]: row[1:] for row in table("Shapes tried")}
     assert sorted(written) == [path.stem for path in SHAPES]
     for path in SHAPES:
-        _, verdict, taken, remedy = written[path.stem]
+        _, verdict, thoughtful, taken, remedy = written[path.stem]
         tokenizer = tokenizer_of(path)
+        assert thoughtful == with_thoughts(tokenizer), path.stem
         message = refusal(tokenizer)
         assert taken == taken_from_replies(tokenizer), path.stem
         if message is None:

@@ -214,7 +214,10 @@ def test_a_model_too_large_for_its_device_does_not_fit() -> None:
     assert estimate_memory(on_one, architecture_of(on_one.policy.model))[0].fits is False
 
 
-@pytest.mark.parametrize("name", ["grpo_qwen2.5_7b", "grpo_qwen2.5_7b_8gpu", "ppo_qwen2.5_7b"])
+@pytest.mark.parametrize(
+    "name",
+    ["grpo_qwen2.5_7b", "grpo_qwen2.5_7b_8gpu", "ppo_qwen2.5_7b", "ppo_think_qwen2.5_7b", "grpo_kardia_qwen2.5_7b"],
+)
 def test_the_shipped_gpu_configs_fit_and_hold_enough_dialogues(name: str) -> None:
     shipped = load_config(ROOT / f"configs/{name}.yaml")
     estimates = estimate_memory(shipped, architecture_of(shipped.policy.model))
