@@ -110,7 +110,7 @@ class DialogueTrainer(GRPOTrainer):
         return self.state.global_step // updates_per_rollout(self.args)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Run the step's dialogues and attach (B,) advantages. Raises RunError past a budget or the tolerance."""
+        """Run the step's dialogues and attach their credit. Raises RunError past a budget or the tolerance."""
         step = self.rollout_step
         started = time.monotonic()
         self._heard.clear()

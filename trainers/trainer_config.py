@@ -130,6 +130,8 @@ def _algorithm_conflicts(trainer: Trainer) -> list[str]:
         for name in ("discount", "gae_lambda", "value_coef", "value_clip", "value_learning_rate"):
             if name in given and getattr(trainer, name) != Trainer.model_fields[name].default:
                 problems.append(f"trainer.{name}: says nothing to grpo, which has no value head; remove it")
+    if trainer.cards_per_step * trainer.dialogues_per_card < 2:
+        problems.append("trainer.cards_per_step: a step of one dialogue compares with nothing; set 2 or more")
     if trainer.algorithm == "ppo" and trainer.combine == "decoupled":
         problems.append("trainer.combine: ppo has no groups to compare each reward in; set total")
     if trainer.credit == "utterance" and trainer.combine == "decoupled":
