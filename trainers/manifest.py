@@ -16,6 +16,7 @@ from typing import Any
 
 from envs.errors import InputError, RunError
 from envs.hashing import content_hash, without
+from trainers.run_files import flush
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -51,7 +52,7 @@ def write_whole(path: Path, text: str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -59,15 +60,6 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as readable JSON, whole or not at all. NaN is refused (ValueError)."""
     write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unwritable(path: Path, error: OSError) -> RunError:

@@ -63,7 +63,7 @@ def grid(*rows: Sequence[float]) -> Grid:
     return np.array(rows, dtype=np.float64)
 
 
-def same(found: Grid, expected: Grid, *seen: Grid) -> None:
+def assert_same(found: Grid, expected: Grid, *seen: Grid) -> None:
     """Equal to 1e-6 of the largest number that was put in or comes out."""
     scale = max([1e-6, *(np.abs(numbers).max(initial=0.0) for numbers in (expected, *seen))])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
@@ -112,8 +112,8 @@ def test_advantages_and_returns_are_the_reference_s(rollout: tuple[Grid, Grid, G
     rewards, values, mask = rollout
     advantages, returns = our_gae(rewards, values, mask, discount, lam)
     expected_advantages, expected_returns = reference.gae(rewards, values, mask, discount, lam)
-    same(advantages, expected_advantages, rewards * mask, values * mask)
-    same(returns, expected_returns, rewards * mask, values * mask)
+    assert_same(advantages, expected_advantages, rewards * mask, values * mask)
+    assert_same(returns, expected_returns, rewards * mask, values * mask)
     assert (advantages[mask == 0] == 0).all() and (returns[mask == 0] == 0).all()
 
 
@@ -123,7 +123,7 @@ def test_without_discount_and_with_lambda_1_a_return_is_the_sum_of_what_follows(
     rewards, values, mask = rollout
     _, returns = our_gae(rewards, values, mask, 1.0, 1.0)
     to_go = np.cumsum((rewards * mask)[:, ::-1], axis=1)[:, ::-1] * mask
-    same(returns, to_go, rewards * mask, values * mask)
+    assert_same(returns, to_go, rewards * mask, values * mask)
 
 
 @given(rollout=rollouts(), discount=FACTORS)
@@ -135,7 +135,7 @@ def test_with_lambda_0_an_advantage_is_one_step_s_surprise(rollout: tuple[Grid, 
         places = np.flatnonzero(mask[row])
         following = np.append(values[row, places], 0.0)[1:]
         surprise = rewards[row, places] + discount * following - values[row, places]
-        same(advantages[row, places], surprise, rewards * mask, values * mask)
+        assert_same(advantages[row, places], surprise, rewards * mask, values * mask)
 
 
 @given(rollout=rollouts(), lam=FACTORS, seed=st.integers(0, 2**32 - 1))
@@ -146,7 +146,7 @@ def test_padding_anywhere_and_the_order_of_rows_change_no_advantage(
     (rewards, values, mask), order = rearranged(np.random.default_rng(seed), *rollout)
     plain = our_gae(*rollout, 0.9, lam)
     for found, expected in zip(our_gae(rewards, values, mask, 0.9, lam), plain, strict=True):
-        same(found[mask == 1], expected[order][rollout[2][order] == 1])
+        assert_same(found[mask == 1], expected[order][rollout[2][order] == 1])
 
 
 @given(path=st.lists(st.lists(st.integers(0, 100), min_size=2, max_size=9), min_size=1, max_size=5))
@@ -162,7 +162,7 @@ def test_the_changes_of_emotion_on_the_way_add_up_to_what_the_dialogue_gained(pa
     mask, nothing = (turns >= 0).astype(np.float64), np.zeros(turns.shape)
     rewards = our_token_rewards(changes, turns, 0.0, nothing, None)
     _, returns = our_gae(rewards, nothing, mask, 1.0, 1.0)
-    same(returns[:, 0], np.array([(row[-1] - row[0]) / 100 for row in path]))
+    assert_same(returns[:, 0], np.array([(row[-1] - row[0]) / 100 for row in path]))
 
 
 @pytest.mark.parametrize("whiten", [reference.whiten, our_whiten])
@@ -179,7 +179,7 @@ def test_whitened_numbers_are_the_reference_s(mask: Grid, data: st.DataObject, c
     drawn = data.draw(grids(mask.shape))
     x = np.where(mask == 1, drawn + centre * np.abs(drawn).max(), JUNK)
     found = our_whiten(x, mask)
-    same(found, reference.whiten(x, mask))
+    assert_same(found, reference.whiten(x, mask))
     assert np.isfinite(found).all() and (found[mask == 0] == 0).all()
 
 
@@ -213,7 +213,7 @@ def test_whitening_on_several_ranks_is_whitening_of_all_their_rows(mask: Grid, d
 
     with ThreadPoolExecutor(ranks) as pool:
         found = np.concatenate(list(pool.map(on_rank, range(ranks))))
-    same(found, reference.whiten(x, mask))
+    assert_same(found, reference.whiten(x, mask))
 
 
 @given(mask=masks(), data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -221,7 +221,7 @@ def test_whitening_on_several_ranks_is_whitening_of_all_their_rows(mask: Grid, d
 def test_padding_anywhere_and_the_order_of_rows_change_no_whitened_number(mask: Grid, data: st.DataObject, seed: int):
     x = data.draw(grids(mask.shape))
     (changed_x, changed_mask), order = rearranged(np.random.default_rng(seed), x, mask)
-    same(our_whiten(changed_x, changed_mask)[changed_mask == 1], our_whiten(x, mask)[order][mask[order] == 1])
+    assert_same(our_whiten(changed_x, changed_mask)[changed_mask == 1], our_whiten(x, mask)[order][mask[order] == 1])
 
 
 @pytest.mark.parametrize("value_loss", [reference.value_loss, our_value_loss])
@@ -248,8 +248,8 @@ def test_value_losses_and_their_slopes_are_the_reference_s(mask: Grid, data: st.
     )
     losses, slopes = our_value_loss(values, old, returns, mask, clip)
     expected_losses, expected_slopes = reference.value_loss(values, old, returns, mask, clip)
-    same(losses, expected_losses)
-    same(np.where(edge, 0, slopes), np.where(edge, 0, expected_slopes))
+    assert_same(losses, expected_losses)
+    assert_same(np.where(edge, 0, slopes), np.where(edge, 0, expected_slopes))
     assert (losses[mask == 0] == 0).all() and (slopes[mask == 0] == 0).all()
 
 
@@ -279,8 +279,8 @@ def test_token_rewards_are_the_reference_s_and_add_up_to_the_turns_less_the_dive
     ref_logps = -np.abs(data.draw(grids(mask.shape, largest_power=1))) if with_reference else None
     found = our_token_rewards(turn_rewards, turns, kl_coef, logps, ref_logps)
     expected = reference.token_rewards(turn_rewards, turns, kl_coef, logps, ref_logps)
-    same(found, expected)
+    assert_same(found, expected)
     assert (found[mask == 0] == 0).all()
     divergence = 0.0 if ref_logps is None else ((logps - ref_logps) * mask).sum(axis=1)
     whole = np.array([sum(row) for row in turn_rewards]) - kl_coef * divergence
-    same(found.sum(axis=1), whole, expected)
+    assert_same(found.sum(axis=1), whole, expected)

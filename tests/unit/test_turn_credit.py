@@ -69,7 +69,7 @@ def our_utterance_credit(make: Callable[[float | None, Sequence[int]], Score]) -
 UTTERANCES = [our_utterance_credit(marked_by_the_client), our_utterance_credit(marked_by_a_judge)]
 
 
-def same(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
+def assert_same(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
     assert [len(row) for row in found] == [len(row) for row in expected]
     for row, numbers in zip(found, expected, strict=True):
         assert list(row) == pytest.approx(list(numbers), rel=1e-6, abs=1e-9)
@@ -121,14 +121,14 @@ def test_advantages_of_whole_dialogues_are_the_reference_s(totals: list[float | 
 @settings(deadline=None, max_examples=300)
 def test_advantages_of_turns_are_the_reference_s(group: list[tuple[list[float], bool]]):
     rewards, measured = [row for row, _ in group], [known for _, known in group]
-    same(our_turn_credit(rewards, measured), reference.turn_credit(rewards, measured))
+    assert_same(our_turn_credit(rewards, measured), reference.turn_credit(rewards, measured))
 
 
 @given(group=MARKED, ours=st.sampled_from(UTTERANCES))
 @settings(deadline=None, max_examples=300)
 def test_advantages_of_utterances_are_the_reference_s(group: list[tuple[float | None, list[int]]], ours: PerUtterance):
     totals, marks = [total for total, _ in group], [row for _, row in group]
-    same(ours(totals, marks), reference.utterance_credit(totals, marks))
+    assert_same(ours(totals, marks), reference.utterance_credit(totals, marks))
 
 
 @given(group=GROUP, seed=st.randoms(use_true_random=False))
@@ -141,14 +141,14 @@ def test_the_order_of_rows_and_a_row_without_a_total_change_no_advantage(
     plain = our_turn_credit([row for row, _ in group], [known for _, known in group])
     moved = [group[place] for place in order]
     found = our_turn_credit([*(row for row, _ in moved), [0.7, -0.7]], [*(known for _, known in moved), False])
-    same(found, [*(plain[place] for place in order), [0, 0]])
+    assert_same(found, [*(plain[place] for place in order), [0, 0]])
 
 
 @given(totals=st.lists(SHARES, min_size=2, max_size=6), turns=st.integers(1, 5))
 @settings(deadline=None)
 def test_what_is_earned_at_the_end_alone_is_credited_to_every_turn_as_to_the_whole(totals: list[float], turns: int):
     rows = [[0.0] * (turns - 1) + [total] for total in totals]
-    same(our_turn_credit(rows, [True] * len(rows)), [[a] * turns for a in group_relative(totals)])
+    assert_same(our_turn_credit(rows, [True] * len(rows)), [[a] * turns for a in group_relative(totals)])
 
 
 @given(group=st.lists(ROW, min_size=2, max_size=6))
