@@ -127,16 +127,20 @@ def _turn_part(scores: Sequence[Score], values: Sequence[float | None], turns: S
 
 
 def relative_returns(
-    shares: Sequence[Sequence[float] | None], turns: Sequence[int], *, scaled: bool = True
+    shares: Sequence[Sequence[float] | None], turns: Sequence[int], *, scaled: bool = True, discount: float = 1.0
 ) -> list[list[float]]:
     """What each row of one group (n,) earned from each of its ``turns`` on, against the others at the same turn.
 
-    From a row's ``shares`` (turns,) its returns are the sums from each turn on. From each is taken the mean over the
-    rows that had that turn; where ``scaled``, it is divided by the sample's deviation (n - 1) of what whole dialogues
-    earned, in which every dialogue counts once however long it was. A row without shares is left out and gets 0; so
+    From a row's ``shares`` (turns,) its returns are the sums from each turn on, in which what comes k turns later
+    counts ``discount`` ** k. From each is taken the mean over the rows that had that turn; where ``scaled``, it is
+    divided by the sample's deviation (n - 1) of what dialogues earned from their first turn on, in which every dialogue
+    counts once however long it was. A row without shares is left out and gets 0; so
     does a turn that only one row had, and every turn of a group in which all earned the same.
     """
-    returns = [None if share is None else list(accumulate(reversed(share)))[::-1] for share in shares]
+    returns = [
+        None if share is None else list(accumulate(reversed(share), lambda later, now: now + discount * later))[::-1]
+        for share in shares
+    ]
     return relative_to_turn(returns, [path[0] if path else None for path in returns], turns, scaled=scaled)
 
 

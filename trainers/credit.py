@@ -150,12 +150,16 @@ class GroupRelative(_Groups):
     turn on, against what the group's others earned from the same turn on. utterance: the turn's share, against the
     group's at the same turn. Deviations are over dialogues, each counting once.
 
+    ``discount``: with credit turn, what a reward counts one turn earlier; below 1 the turns don't add up to what the
+    dialogue gained, and a reply answers less for what others made of it later.
+
     ``scale`` "none" leaves the division out (arXiv 2503.20783). The deviation is the sample's (n - 1). Unlike the
     paper, totals that could not be measured are left out of mean and deviation, and their rows get advantage 0.
     """
 
     scale: Literal["group", "none"] = "group"
     attribution: str = CHANGE
+    discount: float = 1.0
 
     def of(self, scores: Sequence[Score], turns: Sequence[int]) -> Credit:
         """Advantages of ``scores`` (B,). Raises ValueError when B is no multiple of the group size."""
@@ -176,7 +180,7 @@ class GroupRelative(_Groups):
         paths = turn_rewards(scores, turns, self.kind, self.attribution)
         scaled = self.scale == "group"
         if self.kind == "turn":
-            return relative_returns(paths, turns, scaled=scaled)
+            return relative_returns(paths, turns, scaled=scaled, discount=self.discount)
         means = [None if not path else sum(path) / len(path) for path in paths]
         return relative_to_turn(paths, means, turns, scaled=scaled)
 

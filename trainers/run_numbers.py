@@ -106,7 +106,7 @@ def credit_assigner(config: RunConfig) -> CreditAssigner:
         )
     if trainer.combine == "decoupled":
         return GroupDecoupled(size, kind, tuple(term.weight for term in config.rewards))
-    return GroupRelative(size, kind, trainer.scale_rewards, trainer.attribution)
+    return GroupRelative(size, kind, trainer.scale_rewards, trainer.attribution, trainer.turn_discount)
 
 
 def step_numbers(rows: Sequence[Played], config: RunConfig, history: Sequence[Counts] = ()) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class Trainer(Section):
         default="change",
         description="credit utterance: whose shares; `change`: the client's own, or rubric-NAME, rating replies.",
     )
+    turn_discount: Share = Field(
+        default=1.0,
+        description="grpo, credit turn: what a reward counts one turn earlier; 1: as much.",
+    )
     steps: Count = Field(default=24, description="Batches of dialogues.")
     cards_per_step: Count = Field(default=4, description="Cards in a batch.")
     dialogues_per_card: Count = Field(
@@ -136,6 +140,9 @@ def _algorithm_conflicts(trainer: Trainer) -> list[str]:
         problems.append("trainer.combine: ppo has no groups to compare each reward in; set total")
     if trainer.credit == "utterance" and trainer.combine == "decoupled":
         problems.append("trainer.combine: shares of a whole (credit: utterance) need one total; set total")
+    by_turn = trainer.algorithm == "grpo" and trainer.credit == "turn" and trainer.combine == "total"
+    if trainer.turn_discount != 1 and not by_turn:
+        problems.append("trainer.turn_discount: is for grpo with credit: turn and combine: total; remove it")
     if trainer.attribution != "change" and trainer.credit != "utterance":
         problems.append("trainer.attribution: says nothing without trainer.credit: utterance; remove it, or set that")
     return problems

@@ -121,6 +121,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         (["devices.engine=[0]"], "devices.training", "name the GPUs that train"),
         (["trainer.deepspeed=configs/deepspeed/zero2.json"], "trainer.deepspeed", "remove it, or name two or more"),
         (["trainer.dialogues_per_card=1"], "trainer.dialogues_per_card", "set 2 or more"),
+        (["trainer.turn_discount=0.5"], "trainer.turn_discount", "is for grpo with credit: turn"),
         (["trainer.value_clip=0.3"], "trainer.value_clip", "says nothing to grpo"),
         (["trainer.algorithm=ppo", "trainer.combine=decoupled"], "trainer.combine", "ppo has no groups"),
         (["trainer.credit=utterance", "trainer.combine=decoupled"], "trainer.combine", "need one total"),

@@ -57,6 +57,15 @@ def test_a_turn_is_measured_by_what_came_from_it_on_against_the_same_turn_of_the
     assert (credit.groups, credit.groups_without_variance) == (1, 0)
 
 
+def test_what_comes_later_may_count_less():
+    # By half: 0.2 + 0.05 = 0.25 and 0.1; 0.1 - 0.05 = 0.05 and -0.1; means 0.15 and 0.
+    # The deviation of 0.25 and 0.05 is 0.141421.
+    scores = [score(0.6, 0.2, 0.1), score(0.3, 0.1, -0.1)]
+    found = GroupRelative(2, "turn", discount=0.5).of(scores, [2, 2]).turns
+    assert found[0] == pytest.approx([0.1 / 0.141521, 0.1 / 0.141521], rel=1e-4)
+    assert found[1] == pytest.approx([-0.1 / 0.141521, -0.1 / 0.141521], rel=1e-4)
+
+
 def test_a_long_dialogue_counts_once_in_the_deviation():
     short, long = [score(0.5, 0.2), score(0.3, 0.0)], [score(0.5, 0.2), score(0.3, 0.0, 0.0, 0.0)]
     first = GroupRelative(2, "turn").of(short, [1, 1]).turns[0]
