@@ -84,13 +84,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def _states(environment: dict[str, str]) -> set[str]:
-    asked = subprocess.run(
+    told = subprocess.run(
         ["sinfo", "-h", "-N", "-o", "%t"], env=environment, capture_output=True, text=True, timeout=60
     )
-    return set(asked.stdout.split())
+    return set(told.stdout.split())
 
 
-def tested(environment: dict[str, str], script: str) -> tuple[int, str]:
+def asked(environment: dict[str, str], script: str) -> tuple[int, str]:
     """The status and the answer of `sbatch --test-only`."""
     command = ["sbatch", "--test-only"]
     done = subprocess.run(command, input=script, env=environment, capture_output=True, text=True, timeout=60)
@@ -99,7 +99,7 @@ def tested(environment: dict[str, str], script: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("nodes", "where"), [(1, "nodes n1 "), (2, "nodes n[1-2] "), (8, "nodes n[1-8] ")])
 def test_slurm_would_run_the_job_on_so_many_nodes(slurm: dict[str, str], nodes: int, where: str) -> None:
-    status, answer = tested(slurm, (GOLDEN / f"slurm-{nodes}.sh").read_text(encoding="utf-8"))
+    status, answer = asked(slurm, (GOLDEN / f"slurm-{nodes}.sh").read_text(encoding="utf-8"))
     assert status == 0 and where in answer, answer
 
 
@@ -109,7 +109,7 @@ def test_slurm_would_run_the_job_on_so_many_nodes(slurm: dict[str, str], nodes: 
 def test_slurm_refuses_a_job_that_is_spoiled(slurm: dict[str, str], right: str, wrong: str) -> None:
     script = (GOLDEN / "slurm-8.sh").read_text(encoding="utf-8")
     assert right in script
-    assert tested(slurm, script.replace(right, wrong))[0] != 0
+    assert asked(slurm, script.replace(right, wrong))[0] != 0
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 8])
