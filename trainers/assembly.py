@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from trainers.run_folder import model_identity
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
     from trainers.train import TrainSettings
-    from trainers.vllm_server import VllmServer
+    from trainers.vllm_server import VllmServer, VllmSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -141,30 +142,69 @@ def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySe
         from trainers.transformers_engine import TransformersEngine
 
         return TransformersEngine(model_dir, dtype=getattr(torch, config.policy.dtype), device=device)
-    from trainers.vllm_server import VllmServer, VllmSettings
+    from trainers.vllm_server import VllmServer
 
+    if engine.urls_env:  # a job starts them at the same time as the run
+        return join_server(config, model_dir, log_file)
     if engine.urls:
-        return VllmServer.connect(engine.urls, engine.request_timeout)
-    return VllmServer.start(
-        VllmSettings(
-            model_dir=model_dir,
-            log_file=log_file,
-            port=engine.port,
-            device=device,
-            dtype=config.policy.dtype,
-            max_model_len=config.policy.context_tokens,
-            max_loras=engine.max_loras,
-            max_lora_rank=next((rank for rank in LORA_RANKS if rank >= config.lora.rank), config.lora.rank),
-            kv_cache_gib=engine.kv_cache_gib,
-            threads=engine.threads,
-            gpus=tuple(config.devices.engine),
-            tensor_parallel=engine.tensor_parallel,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            enforce_eager=engine.enforce_eager,
-            start_timeout=engine.start_timeout,
-            request_timeout=engine.request_timeout,
-        )
+        return VllmServer.connect(engine.urls, engine.request_timeout, engine_key(config))
+    return VllmServer.start(policy_server_settings(config, model_dir, log_file))
+
+
+def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -> VllmSettings:
+    """How a server for the policy is started: one copy of the model, at `engine.port` on loopback, on engine GPUs.
+
+    Raises InputError when the key is asked for and missing.
+    """
+    from trainers.vllm_server import VllmSettings
+
+    engine = config.engine
+    return VllmSettings(
+        model_dir=model_dir,
+        log_file=log_file,
+        port=engine.port,
+        key=engine_key(config),
+        device="cuda" if config.devices.engine else "cpu",
+        dtype=config.policy.dtype,
+        max_model_len=config.policy.context_tokens,
+        max_loras=engine.max_loras,
+        max_lora_rank=next((rank for rank in LORA_RANKS if rank >= config.lora.rank), config.lora.rank),
+        kv_cache_gib=engine.kv_cache_gib,
+        threads=engine.threads,
+        gpus=tuple(config.devices.engine),
+        tensor_parallel=engine.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        enforce_eager=engine.enforce_eager,
+        start_timeout=engine.start_timeout,
+        request_timeout=engine.request_timeout,
     )
+
+
+def engine_key(config: RunConfig) -> str | None:
+    """The key of the policy's servers; None: they ask for none. Raises InputError when its variable is not set."""
+    return _variable("engine.key_env", config.engine.key_env)
+
+
+def engine_urls(config: RunConfig) -> list[str]:
+    """Where the policy's servers are; empty: the run starts one. Raises InputError when the variable has no addresses.
+
+    They change when a job starts again elsewhere, so they are no part of the configuration that a run records.
+    """
+    listed = _variable("engine.urls_env", config.engine.urls_env)
+    if listed is None:
+        return config.engine.urls
+    urls = [url.strip() for url in listed.split(",")]
+    if bad := [url for url in urls if not url.startswith(("http://", "https://"))]:
+        raise InputError(f"engine.urls_env: {config.engine.urls_env} holds {bad[0]!r}, which is no http:// address")
+    return urls
+
+
+def _variable(key: str, name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise InputError(f"{key}: the environment variable {name} is not set; set it, or remove {key}")
+    return os.environ[name]
 
 
 def join_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
@@ -176,13 +216,13 @@ def join_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySer
         return start_server(config, model_dir, log_file)
     from trainers.vllm_server import HOST, VllmServer
 
-    if not config.engine.urls and config.engine.port is None:
+    if not config.engine.elsewhere and config.engine.port is None:
         raise InputError("engine.port: is needed by several training processes, which look for the server there")
-    urls = config.engine.urls or [f"http://{HOST}:{config.engine.port}"]
+    urls = engine_urls(config) or [f"http://{HOST}:{config.engine.port}"]
     last = time.monotonic() + config.engine.start_timeout
     while True:
         try:
-            return VllmServer.connect(urls, config.engine.request_timeout)
+            return VllmServer.connect(urls, config.engine.request_timeout, engine_key(config))
         except InputError:
             if time.monotonic() > last:
                 raise

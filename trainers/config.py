@@ -18,6 +18,8 @@ from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, Wa
 from trainers.trainer_config import Trainer, trainer_conflicts
 from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
+EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
 
 class Run(Section):
     """Which run this is and where it is kept."""
@@ -110,6 +112,12 @@ class Engine(Section):
         default="vllm", description="`transformers` serves where vLLM can't be installed."
     )
     urls: list[str] = Field(default=[], description="Servers that run already; none: the run starts one.")
+    urls_env: EnvironmentVariable | None = Field(
+        default=None, description="Environment variable with their addresses, commas between; none: urls holds them."
+    )
+    key_env: EnvironmentVariable | None = Field(
+        default=None, description="Environment variable that holds the servers' key; none: they ask for none."
+    )
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None, description="Port of the server, on loopback; none: a free one."
     )
@@ -123,6 +131,11 @@ class Engine(Section):
     enforce_eager: bool = Field(default=True, description="No compiled graphs: starts faster, samples slower on a GPU.")
     kv_cache_gib: Count = Field(default=1, description="CPU only: memory for keys and values.")
     threads: Count | None = Field(default=None, description="CPU only: threads of the server; none: every core.")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run is given servers, and starts none."""
+        return bool(self.urls or self.urls_env)
 
 
 class Devices(Section):
@@ -269,15 +282,17 @@ def _reward_conflicts(config: RunConfig) -> list[str]:
 
 def _engine_conflicts(config: RunConfig) -> list[str]:
     engine, devices, problems = config.engine, config.devices, []
-    if engine.kind == "transformers" and engine.urls:
+    if engine.kind == "transformers" and engine.elsewhere:
         problems.append(
             "engine.urls: the transformers engine runs in the training process; remove urls, or set engine.kind to vllm"
         )
+    if engine.urls and engine.urls_env:
+        problems.append("engine.urls_env: names the servers a second time, beside engine.urls; remove one of the two")
     if engine.urls and engine.port:
         problems.append(
             "engine.port: has no meaning beside engine.urls, whose servers run already; remove one of the two"
         )
-    if len(devices.training) > 1 and not engine.urls and engine.port is None:
+    if len(devices.training) > 1 and not engine.elsewhere and engine.port is None:
         problems.append(
             "engine.port: is needed when several devices train: their processes look for the server there; name a port"
         )
@@ -286,7 +301,7 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
     bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
     if bad:
         problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")
-    if not engine.urls and engine.tensor_parallel != max(1, len(devices.engine)):
+    if not engine.elsewhere and engine.tensor_parallel != max(1, len(devices.engine)):
         problems.append(
             f"engine.tensor_parallel: {engine.tensor_parallel} must equal the number of devices.engine "
             f"({len(devices.engine)}): the server that the run starts holds one copy of the model"

@@ -268,7 +268,7 @@ def _engine_fixed(config: RunConfig, architecture: Architecture) -> dict[str, in
 
 
 def _cpu_engine_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
-    if config.engine.urls or config.engine.kind == "transformers":
+    if config.engine.elsewhere or config.engine.kind == "transformers":
         return {}
     fixed = _engine_fixed(config, architecture)
     return {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
@@ -276,7 +276,7 @@ def _cpu_engine_parts(config: RunConfig, architecture: Architecture) -> dict[str
 
 def _add_gpu_engine(device: DeviceEstimate, config: RunConfig, architecture: Architecture) -> None:
     """Add the engine's parts. Keys and values get the rest of its share; a negative rest means that it can't start."""
-    if config.engine.urls or config.engine.kind == "transformers":
+    if config.engine.elsewhere or config.engine.kind == "transformers":
         return
     policy = config.policy
     per_token = architecture.cache_bytes(BYTES[policy.dtype]) // min(

@@ -33,6 +33,8 @@ PREFILL_TOKENS = 4096
 PUBLISH_TIMEOUT = 120.0
 # vLLM drops idle connections after 5 s; ours must let go first, or a request meets a closing socket.
 KEEPALIVE_SECONDS = 2.0
+EVERY_INTERFACE = "0.0.0.0"
+KEY_VARIABLE = "VLLM_API_KEY"  # so that the key stands on no command line, which every user of a machine may read
 # What a launcher of distributed training leaves in the environment and vLLM would take for its own.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -47,7 +49,9 @@ class VllmSettings:
     log_file: Path
     served_name: str = BASE_NAME
     chat_template: Path | None = None
+    host: str = HOST  # the address it listens at
     port: int | None = None  # None: a free one is picked
+    key: str | None = field(default=None, repr=False)  # who asks must know it; None: anyone may ask
     device: str = "cpu"
     dtype: str = "float32"
     max_model_len: int = 2048
@@ -68,7 +72,7 @@ class VllmSettings:
         options: dict[str, Any] = {
             "--model": self.model_dir,
             "--served-model-name": self.served_name,
-            "--host": HOST,
+            "--host": self.host,
             "--port": port,
             "--dtype": self.dtype,
             "--max-model-len": self.max_model_len,
@@ -94,7 +98,9 @@ class VllmSettings:
 
     def environment(self) -> dict[str, str]:
         """The server's environment: this process's, with what vLLM needs and without what a launcher set."""
-        environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
+        left_out = (*LAUNCHER_VARIABLES, KEY_VARIABLE)
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        environment |= {KEY_VARIABLE: self.key} if self.key else {}
         environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         if self.device == "cpu":
             environment |= {
@@ -123,6 +129,7 @@ class VllmServer:
     cpu_slots: int | None = None
     request_timeout: float = 600.0  # seconds
     name: str = BASE_NAME  # of the base model
+    key: str | None = field(default=None, repr=False)
     published: list[str] = field(default_factory=list)  # every name so far, retired ones too
     _busy: Counter[str] = field(default_factory=Counter)
     _client: httpx.AsyncClient | None = None
@@ -140,7 +147,7 @@ class VllmServer:
         Raises InputError when the port is taken, RunError with the log's last lines when the server dies or is slow.
         """
         port = settings.port or _free_port()
-        _check_port(port)
+        _check_port(settings.host, port)
         settings.log_file.parent.mkdir(parents=True, exist_ok=True)
         with settings.log_file.open("ab") as log:
             process = subprocess.Popen(
@@ -152,8 +159,9 @@ class VllmServer:
                 start_new_session=True,
             )
         slots = settings.max_loras if settings.device == "cpu" else None
-        url, wait = f"http://{HOST}:{port}", settings.request_timeout
-        server = cls((url,), settings.log_file, process, slots, wait, name=settings.served_name)
+        own = HOST if settings.host == EVERY_INTERFACE else settings.host
+        url, wait = f"http://{own}:{port}", settings.request_timeout
+        server = cls((url,), settings.log_file, process, slots, wait, settings.served_name, settings.key)
         atexit.register(server.close)
         try:
             server._wait_until_healthy(settings.start_timeout)
@@ -164,16 +172,24 @@ class VllmServer:
         return server
 
     @classmethod
-    def connect(cls, urls: Sequence[str], request_timeout: float = 600.0) -> Self:
-        """Use servers that run already; they share our file system. Raises InputError when one doesn't answer."""
-        for url in urls:
+    def connect(cls, urls: Sequence[str], request_timeout: float = 600.0, key: str | None = None) -> Self:
+        """Use servers that run already; they share our file system.
+
+        Raises InputError when one doesn't answer, RunError when it refuses the key.
+        """
+        server = cls(tuple(url.rstrip("/") for url in urls), request_timeout=request_timeout, key=key)
+        for url in server.urls:
             try:
                 httpx.get(f"{url}/health", timeout=10).raise_for_status()
+                asked = httpx.get(f"{url}/v1/models", headers=server._headers, timeout=10)
             except httpx.HTTPError as error:
                 raise InputError(
                     f"engine.urls: {url} does not answer ({error}); start the server there, or mend the URL"
                 ) from None
-        return cls(tuple(url.rstrip("/") for url in urls), request_timeout=request_timeout)
+            if asked.status_code == httpx.codes.UNAUTHORIZED:
+                given = "another key" if key else "none"
+                raise RunError(f"engine.key_env: {url} asks for a key and was given {given}; name the variable with it")
+        return server
 
     def __enter__(self) -> Self:
         return self
@@ -252,9 +268,13 @@ class VllmServer:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
     async def _post(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            response = await self._async_client().post(f"{url}/v1/completions", json=request)
+            response = await self._async_client().post(f"{url}/v1/completions", json=request, headers=self._headers)
         except httpx.TransportError as error:
             raise self._gone(url, error) from error
         if response.is_error:
@@ -263,7 +283,7 @@ class VllmServer:
 
     def _load(self, url: str, action: str, request: dict[str, str]) -> None:
         try:
-            response = httpx.post(f"{url}/v1/{action}", json=request, timeout=PUBLISH_TIMEOUT)
+            response = httpx.post(f"{url}/v1/{action}", json=request, headers=self._headers, timeout=PUBLISH_TIMEOUT)
         except httpx.TransportError as error:
             raise self._gone(url, error) from error
         if response.is_error:
@@ -300,7 +320,8 @@ class VllmServer:
 
     def _first_request(self) -> None:
         request = {"model": self.name, "prompt": [0, 0], "max_tokens": 2, "temperature": 1.0}
-        response = httpx.post(f"{self.urls[0]}/v1/completions", json=request, timeout=self.request_timeout)
+        url, wait = f"{self.urls[0]}/v1/completions", self.request_timeout
+        response = httpx.post(url, json=request, headers=self._headers, timeout=wait)
         if response.is_error:
             raise RunError(
                 f"the policy server at {self.urls[0]} can't sample: {_message(response)}; {self._log_tail()}"
@@ -334,12 +355,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _check_port(port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             raise InputError(
-                f"engine.port: {port} on {HOST} is taken; stop what listens there, name another, or leave it out"
+                f"engine.port: {port} on {host} is taken; stop what listens there, name another, or leave it out"
             ) from None
