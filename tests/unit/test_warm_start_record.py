@@ -125,7 +125,7 @@ def test_the_release_holds_the_final_adapter_alone_and_tells_what_the_warm_start
 def test_the_demo_shows_each_pair_and_the_whole_difference_last(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary: dict[str, object] = read(whole, "summary.json") | {"clients": {"training": "appraisal-v1"}}
+    summary: dict[str, object] = {**read(whole, "summary.json"), "clients": {"training": "appraisal-v1"}}
     _tell(whole, summary, whole / "release")
     headings = [line.split() for line in capsys.readouterr().out.splitlines() if "difference" in line]
     assert headings == [
