@@ -18,6 +18,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tests.reference import Batch, Grid, Rule, grids, masks, policy_loss, value_loss
 from trainers.credit import GroupRelative, ValueBased, ValueLoss
+from trainers.packing import Positions
 from trainers.train import TrainSettings, training_arguments
 from trainers.trainer import DialogueTrainer
 
@@ -297,7 +298,7 @@ def our_loss(
     logps = torch.tensor(batch.logps, requires_grad=True)
     values = torch.tensor(heard.values if heard else np.zeros(batch.mask.shape), requires_grad=True)
     trainer = bare_trainer(DialogueTrainer, rule, part, logps, corrected=True)
-    trainer._credit = ValueBased(value=value) if value else GroupRelative(2)
+    trainer._credit, trainer._positions = ValueBased(value=value) if value else GroupRelative(2), Positions()
     trainer._heard = [torch.full_like(values, 1e6)]  # of the pass before
 
     def passed(*_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
