@@ -109,7 +109,12 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises InputError naming file, key and remedy; a key that an arm sets itself can't be overridden.
     """
     try:
-        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise InputError(
+                f"{path}: is no grid: it has no keys; name seeds and arms, as configs/sweeps/demo.yaml does"
+            )
+        grid = Grid.model_validate(data)
         arms = grid.crossed()
     except FileNotFoundError:
         known = ", ".join(str(file) for file in sorted(Path("configs/sweeps").glob("*.yaml")))

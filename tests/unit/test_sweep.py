@@ -134,3 +134,10 @@ def test_the_shipped_sweep_gives_turn_credit_at_most_sixty_percent_of_the_dialog
     ]
     assert all(steps[arm] / steps[arm.split("-")[0]] <= 0.6 for arm in steps if "turn" in arm)
     check_cells(cells, SHIPPED, 1)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "grpo"])
+def test_a_file_without_keys_is_no_grid(tmp_path: Path, text: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="is no grid: it has no keys; name seeds and arms"):
+        load_grid(tmp_path / "grid.yaml")
