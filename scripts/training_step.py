@@ -6,7 +6,6 @@ that a run goes through, from the likelihoods of the rows to the optimizer's ste
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import statistics
 import time
@@ -22,11 +21,12 @@ from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import selective_log_softmax
 
 from envs.trajectory import ClientTurn, Score, Stop, Trajectory
+from trainers.background import BackgroundLoop
 from trainers.credit import GroupRelative
 from trainers.curriculum import Rotation
 from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
-from trainers.rollouts import Rollout, RolloutWorker
+from trainers.rollouts import Played, Rollout, RolloutWorker
 from trainers.samples import Sample
 from trainers.train import TrainSettings, lora_config, training_arguments
 from trainers.trainer import DialogueTrainer
@@ -101,7 +101,8 @@ class _Rows:
     def __init__(self, samples: Sequence[Sample]) -> None:
         opening = ClientTurn(text="", emotion=40, written_change=0, change=0)
         blank = {"card_id": "random", "card_hash": "", "spec": "", "spec_hash": "", "seed": 0, "turns": ()}
-        count = self.group_size = len(samples)
+        count = self.group_size = self.concurrency = len(samples)
+        self.server = cast(PolicyServer, _NoServer())
         self._rollout = Rollout(
             trajectories=tuple(
                 Trajectory(dialogue_id=f"random-{row}", opening=opening, stop=Stop.TURN_LIMIT, **blank)
@@ -114,7 +115,10 @@ class _Rows:
             score_seconds=0.0,
         )
 
-    async def run(self, *_: Any) -> Rollout:
+    async def play(self, *_: Any) -> Played:
+        return Played(self._rollout.trajectories, self._rollout.usages)
+
+    async def score(self, *_: Any) -> Rollout:
         return self._rollout
 
 
@@ -217,8 +221,8 @@ def training_steps(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     left_over, marks = _allocated(), _Marks()
-    with asyncio.Runner() as runner:
-        trainer = _trainer(settings, sizes, samples, run_dir, runner)
+    with BackgroundLoop() as loop:
+        trainer = _trainer(settings, sizes, samples, run_dir, loop)
         trainer.full_logits, trainer.on_likelihoods = full_logits, marks.on_likelihoods
         trainer.add_callback(marks)
         trainer.train()
@@ -246,7 +250,7 @@ def _outside() -> int | None:
 
 
 def _trainer(
-    settings: TrainSettings, sizes: Architecture, samples: Sequence[Sample], run_dir: Path, runner: asyncio.Runner
+    settings: TrainSettings, sizes: Architecture, samples: Sequence[Sample], run_dir: Path, loop: BackgroundLoop
 ) -> _Trainer:
     args = training_arguments(settings, run_dir)
     args.model_init_kwargs, args.save_strategy = None, SaveStrategy.NO
@@ -260,8 +264,7 @@ def _trainer(
         worker=cast(RolloutWorker, _Rows(samples)),
         credit=GroupRelative(settings.group_size),
         schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),
-        server=cast(PolicyServer, _NoServer()),
-        runner=runner,
+        loop=loop,
         run_dir=run_dir,
         limits=settings.limits,
     )

@@ -272,6 +272,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         micro_batch=trainer.micro_batch,
         minibatches=trainer.minibatches,
         iterations=trainer.iterations,
+        max_staleness=trainer.max_staleness,
         learning_rate=trainer.learning_rate,
         lr_schedule=trainer.lr_schedule,
         warmup_steps=trainer.warmup_steps,

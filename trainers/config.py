@@ -121,7 +121,9 @@ class Engine(Section):
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None, description="Port of the server, on loopback; none: a free one."
     )
-    max_loras: int = Field(default=4, ge=2, description="Adapter slots: one in use, one spare, and one more on a CPU.")
+    max_loras: int = Field(
+        default=4, ge=2, description="Adapter slots: trainer.max_staleness + 2, and one more on a CPU."
+    )
     start_timeout: Positive = Field(default=300, description="Seconds until a server that isn't ready has failed.")
     request_timeout: Positive = Field(default=120, description="Seconds until a request has failed.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -298,6 +300,12 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
         )
     if len(devices.training) > 1 and engine.kind == "transformers":
         problems.append("engine.kind: transformers serves a single training process; use vllm with several devices")
+    slots = config.trainer.max_staleness + (2 if devices.engine else 3)
+    if engine.kind == "vllm" and engine.max_loras < slots:
+        problems.append(
+            f"engine.max_loras: {engine.max_loras} slots are too few for adapters of trainer.max_staleness="
+            f"{config.trainer.max_staleness}; set {slots} or more"
+        )
     bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
     if bad:
         problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")

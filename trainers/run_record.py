@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from envs.errors import InputError
 from trainers.adapter_sync import REFERENCE
+from trainers.rollout_queue import Version
 from trainers.run_files import CHECKPOINTS, COMPLETE, METRICS, append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
@@ -19,6 +20,7 @@ from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, upda
 from trainers.usage import USAGE
 from trainers.watching import ALARMS, Watcher
 
+BEGUN = "begun"  # in a checkpoint: for each step whose dialogues were in flight, the adapter that samples them
 # Ours <- TRL's names for what it measures while it updates.
 UPDATE_METRICS = {
     "loss": "loss",
@@ -71,7 +73,18 @@ class RunRecord(TrainerCallback):
             # A resumed run makes the reference anew from its start. Where transformers finds an adapter in a folder of
             # its own, it loads only such folders, and would leave the trained adapter as it was at the start.
             shutil.rmtree(folder / REFERENCE, ignore_errors=True)
+            for step, version in self._trainer.queue.ahead.items():
+                self._trainer.vllm_generation.keep(version.name, folder / BEGUN / f"{step:06d}")
             append_lines(folder / COMPLETE, ["complete"])
+
+
+def adopt_begun(trainer: DialogueTrainer, checkpoint: Path) -> None:
+    """Let the steps that were begun at a checkpoint begin again, each with the version that it began with."""
+    queue = trainer.queue
+    for folder in sorted((checkpoint / BEGUN).glob("*")):
+        step, (files,) = int(folder.name), folder.iterdir()
+        name = trainer.vllm_generation.adopt(files)
+        queue.earlier[step] = Version(max(0, step - queue.max_staleness), name)
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:

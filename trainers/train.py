@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from envs.client_spec import ClientSpec
 from envs.errors import InputError
 from rewards.dead_signal import SwitchRule
 from trainers.adapter_sync import REFERENCE, write_adapter
+from trainers.background import BackgroundLoop
 from trainers.chat_template import ChatTemplate
 from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation, Schedule
@@ -27,7 +27,7 @@ from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
 from trainers.rollouts import Compare, MakeClient, Player, Reward, RolloutWorker
 from trainers.run_numbers import DEFAULT_RULE, read_history
-from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
+from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, adopt_begun, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
 
@@ -50,6 +50,7 @@ class TrainSettings:
     micro_batch: int = 8
     minibatches: int = 2
     iterations: int = 1
+    max_staleness: int = 0  # steps
     learning_rate: float = 3e-3
     lr_schedule: str = "constant"
     warmup_steps: int = 0  # optimizer steps
@@ -121,7 +122,7 @@ def train(
     if watcher:
         watcher.resume(run_dir / METRICS)
     credit = credit or GroupRelative(settings.group_size)
-    with asyncio.Runner() as runner:
+    with BackgroundLoop() as loop:
         trainer = DialogueTrainer(
             **_policy(settings, args, model_dir, start, credit),
             args=args,
@@ -133,10 +134,10 @@ def train(
             watcher=watcher,
             rule=rule,
             history=read_history(run_dir / METRICS),
-            server=server,
-            runner=runner,
+            loop=loop,
             run_dir=run_dir,
             limits=settings.limits,
+            max_staleness=settings.max_staleness,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
@@ -145,6 +146,8 @@ def train(
 
 def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
     """Train to the end, from ``checkpoint`` on where there is one, and write the adapter to ``final``."""
+    if checkpoint:
+        adopt_begun(trainer, checkpoint)
     if checkpoint and trainer.value_head:
         trainer.value_head.load(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -6,7 +6,6 @@ TRL computes likelihoods, the clipped loss, the KL term and the correction for t
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import os
@@ -29,23 +28,28 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from envs.errors import RunError
+from envs.hashing import derived_seed
 from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
 from rewards.dead_signal import SwitchRule, switched
 from trainers.adapter_sync import AdapterSync, reference_adapter
+from trainers.background import BackgroundLoop
 from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
 from trainers.packing import Positions, padded_segments
-from trainers.policy_server import PolicyServer
+from trainers.policy_server import Sampled
+from trainers.rollout_queue import RolloutQueue, Version
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
+from trainers.sampler_check import difference_on, importance_ratios, largest_difference
 from trainers.usage import USAGE, DialogueUsage, usage_line
 from trainers.value_head import ValueHead
 from trainers.watch import repetition
 from trainers.watching import Watcher
 
+PROBE_TOKENS = 16
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
 
@@ -71,10 +75,10 @@ class DialogueTrainer(GRPOTrainer):
         worker: RolloutWorker,
         schedule: Schedule,
         credit: CreditAssigner,
-        server: PolicyServer,
-        runner: asyncio.Runner,
+        loop: BackgroundLoop,
         run_dir: Path,
         limits: Limits,
+        max_staleness: int = 0,
         watcher: Watcher | None = None,
         rule: SwitchRule = DEFAULT_RULE,
         history: Sequence[Counts] = (),
@@ -91,10 +95,13 @@ class DialogueTrainer(GRPOTrainer):
         self.use_vllm = True
         self.vllm_mode = "server"
         self._last_loaded_step = -1
-        self.vllm_generation = AdapterSync(self, server, run_dir / "adapters")
+        self.vllm_generation = AdapterSync(self, worker.server, run_dir / "adapters", max_staleness)
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
-        self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self._worker, self._credit, self._loop, self._run_dir, self._limits = worker, credit, loop, run_dir, limits
+        steps = self.args.max_steps // updates_per_rollout(self.args)
+        self.queue = RolloutQueue(worker, schedule, loop, max_staleness, steps)
+        self._sampled_by = Version(0, "")
         self.value_head = ValueHead(cast(PeftModel, self.model)) if credit.value else None
         self._heard: list[torch.Tensor] = []  # the values of each pass over likelihoods, (rows, T) each
         self._group_size, self._watcher, self._schedule = worker.group_size, watcher, schedule
@@ -131,11 +138,15 @@ class DialogueTrainer(GRPOTrainer):
         self._log_values(batch, tokens)
         self._record_scores(rollout, local)
         usage = self._record_usage(rollout)
-        difference = self._likelihood_difference(batch)
-        sync = self.vllm_generation
+        staleness, newest = step - self._sampled_by.step, self.vllm_generation.name
+        if staleness:  # between two versions a difference says nothing
+            difference = difference_on(self, self._newest_words(step, rollout))
+        else:
+            difference = largest_difference(self, batch)
         self.step_metrics = {
             "step": step,
-            "policy_version": sync.name,
+            "policy_version": self._sampled_by.name,
+            "staleness": staleness,
             **_rates(rows),
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
@@ -143,6 +154,7 @@ class DialogueTrainer(GRPOTrainer):
             **self._watched,
             **self._schedule.learn(step, [row["outcome"] for row in rows]),
             "max_logprob_difference": difference,
+            "importance_ratio": importance_ratios(self, batch),
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
         }
@@ -152,7 +164,7 @@ class DialogueTrainer(GRPOTrainer):
             raise RunError(
                 f"step {step}: sampler and trainer differ by {difference:.3g} nats on the same token, more than "
                 f"trainer.logprob_tolerance={self._limits.logprob_tolerance:g}: they don't hold the same policy. Check "
-                f"dtype, adapter ({sync.name}) and temperature on both sides; in bfloat16 raise the tolerance"
+                f"dtype, adapter ({newest}) and temperature on both sides; in bfloat16 raise the tolerance"
             )
         return batch
 
@@ -259,18 +271,16 @@ class DialogueTrainer(GRPOTrainer):
     def collect(self, rows: int) -> Rollout:
         """Run this rank's ``rows`` dialogues of the current step. Raises RunError, on every rank, past a budget."""
         step, first_row = self.rollout_step, self.accelerator.process_index * rows
-        planned = [group for group in self._schedule.of(step) for _ in range(self._group_size)]
-        planned = planned[first_row : first_row + rows]
-        adapter = self.vllm_generation.name
+        newest = Version(step, str(self.vllm_generation.name))
         if self._watcher:
             started = time.monotonic()
-            self._watched = self._runner.run(self._watcher.measure(step, adapter))
+            self._watched = self._loop.run(self._watcher.measure(step, newest.name))
             self._watch_seconds = time.monotonic() - started
-        self._rollout = self._runner.run(
-            self._worker.run(
-                planned, step, first_row, adapter, self._record_trajectories, switched(self._history, self._rule)
-            )
-        )
+        self.queue.begin(step, range(first_row, first_row + rows), newest)
+        played, self._sampled_by, waited = self.queue.take(step)
+        self._record_trajectories(played.trajectories)
+        pairwise = switched(self._history, self._rule)
+        self._rollout = self._loop.run(self._worker.score(played, waited, pairwise))
         local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]
         check_budget(gather_object(local_rows), step, self._limits.error_budget)
         segments = padded_segments(self._rollout.samples)
@@ -304,14 +314,18 @@ class DialogueTrainer(GRPOTrainer):
             append_lines(self._run_dir / USAGE, [usage_line(*pair) for pair in everyones])
         return functools.reduce(DialogueUsage.plus, (usage for _, usage in everyones))
 
-    def _likelihood_difference(self, batch: dict[str, Any]) -> float:
-        """The largest |sampler - trainer| over the sampled tokens of all ranks, in nats, before any update."""
-        ours = (batch["completion_mask"] * batch["tool_mask"]).bool()
-        difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()[ours]
-        largest = difference.max() if difference.numel() else torch.zeros((), device=ours.device)
-        everyones = self.accelerator.gather(largest)
-        assert isinstance(everyones, torch.Tensor)
-        return float(everyones.max())
+    def _newest_words(self, step: int, rollout: Rollout) -> Sampled:
+        """A few words that the newest version says after the first opening."""
+        sample, worker = rollout.samples[0], self._worker
+        return self._loop.run(
+            worker.server.generate(
+                sample.ids[: sample.prompt_length],
+                adapter=self.vllm_generation.name,
+                seed=derived_seed(worker.seed, "probe", step),
+                max_tokens=min(PROBE_TOKENS, worker.sampling.max_tokens),
+                temperature=worker.sampling.temperature,
+            )
+        )
 
 
 def compute_without_copies(model: torch.nn.Module) -> None:

@@ -38,6 +38,12 @@ class Trainer(Section):
     )
     minibatches: Count = Field(default=2, description="Parts of a batch of dialogues, with an optimizer step on each.")
     iterations: Count = Field(default=1, description="How often a batch of dialogues is gone through.")
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="Steps by which the weights that sample a dialogue may be older than those that learn from it; "
+        "0: none, and training waits for each step's dialogues.",
+    )
     micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
     learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -120,6 +126,11 @@ def trainer_conflicts(trainer: Trainer, dtype: str, devices: int) -> list[str]:
         )
     if trainer.combine == "decoupled" and trainer.scale_rewards == "none":
         problems.append("trainer.scale_rewards: decoupled rewards are always scaled; set group, or combine: total")
+    if trainer.max_staleness and trainer.importance_correction == "none":
+        problems.append(
+            "trainer.importance_correction: none would take stale dialogues for the policy's own; name a correction, "
+            "or set trainer.max_staleness to 0"
+        )
     return [*problems, *_algorithm_conflicts(trainer)]
 
 

@@ -75,6 +75,8 @@ class TransformersEngine:
         """Drop an adapter's weights."""
         with self._lock:
             self._names.remove(name)
+            if self._names:  # PEFT warns of an active adapter that goes
+                self._model.set_adapter(next(iter(self._names)))
             self._model.delete_adapter(name)
 
     def close(self) -> None:
