@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,10 +48,12 @@ class AdapterSync:
         path = Path(place[0])
         write_adapter(self._trainer, path)
         # A failure on one rank has to be heard on all.
-        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome(None, None)])
-        self.name = outcomes[0].name
+        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome()])
         if problem := next((outcome.problem for outcome in outcomes if outcome.problem), None):
             raise RunError(problem)
+        self.name = outcomes[0].name
+        if self.name and not self._publishes:
+            self._server.follow(self.name, outcomes[0].left_out or {})
         self.seconds = time.monotonic() - started
 
     @property
@@ -67,8 +70,8 @@ class AdapterSync:
                 self._server.retire(old)
                 self._delete(files)
         except RunError as error:
-            return _Outcome(None, str(error))
-        return _Outcome(name, None)
+            return _Outcome(problem=str(error))
+        return _Outcome(name, left_out=dict(self._server.left_out))
 
     def close(self) -> None:
         """Retire what is still published and delete the files of all versions, those of a stopped run too."""
@@ -84,10 +87,11 @@ class AdapterSync:
 
 
 class _Outcome(NamedTuple):
-    """What came of publishing: the adapter's name, or what went wrong."""
+    """What came of publishing: the adapter's name, or what went wrong; and the servers without it, and why."""
 
-    name: str | None
-    problem: str | None
+    name: str | None = None
+    problem: str | None = None
+    left_out: Mapping[str, str] | None = None
 
 
 def reference_adapter(model: PeftModel) -> str | None:

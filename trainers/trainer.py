@@ -37,7 +37,7 @@ from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
 from trainers.packing import Positions, padded_segments
-from trainers.policy_server import PolicyServer
+from trainers.policy_server import PolicyServer, engine_line
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
@@ -143,6 +143,7 @@ class DialogueTrainer(GRPOTrainer):
             **self._watched,
             **self._schedule.learn(step, [row["outcome"] for row in rows]),
             "max_logprob_difference": difference,
+            **engine_line(gather_object([self._worker.server.report()])),
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
         }
