@@ -20,11 +20,12 @@ from trainers.vllm_process import VllmSettings
 from trainers.vllm_server import VllmServer
 
 pytest.importorskip("vllm")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-STEPS, ROWS, TURNS = 4, 16, 4
+STEPS, ROWS, TURNS = 3, 8, 4
 SETTINGS = TrainSettings(
     steps=STEPS,
-    cards_per_step=4,
+    cards_per_step=2,
     group_size=4,
     micro_batch=4,
     checkpoint_every=10,
@@ -76,7 +77,11 @@ class Killer:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
+
+
+def replies(run_dir: Path) -> list[list[int]]:
+    return [turn["supporter"]["ids"] for line in lines(run_dir / "trajectories.jsonl") for turn in line["turns"]]
 
 
 def run(server: VllmServer, model_dir: Path, run_dir: Path, killer: Killer | None = None) -> None:
@@ -105,8 +110,8 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_nothing(server, m
     [alive] = set(server.urls) - {killer.killed}
     assert [line["engine"]["left_out"].keys() for line in killed] == [set(), *[{killer.killed}] * (STEPS - 1)]
     assert killed[1]["engine"]["asked_elsewhere"] >= 2
-    assert [line["engine"]["requests"][killer.killed] > 0 for line in killed] == [True, True, False, False]
-    assert [line["engine"]["requests"][alive] for line in killed[2:]] == [ROWS * TURNS] * 2
+    assert [line["engine"]["requests"][killer.killed] > 0 for line in killed] == [True, True, *[False] * (STEPS - 2)]
+    assert [line["engine"]["requests"][alive] for line in killed[2:]] == [ROWS * TURNS] * (STEPS - 2)
     assert all(line["engine"]["left_out"] == {} and line["engine"]["asked_elsewhere"] == 0 for line in whole)
 
     for line in killed:
@@ -116,5 +121,6 @@ def test_a_server_that_is_killed_in_the_middle_of_a_step_costs_nothing(server, m
         played = [line["dialogue_id"] for line in lines(tmp_path / "killed" / name)]
         assert len(set(played)) == len(played) == STEPS * ROWS
         assert played == [line["dialogue_id"] for line in lines(tmp_path / "whole" / name)]
-    for without, with_kill in zip(whole, killed, strict=True):
-        assert without["mean_final_emotion"] == pytest.approx(with_kill["mean_final_emotion"], abs=1.0)
+    # Batches differ, and with them last digits; so once in a while a token may, and all that follows it.
+    pairs = list(zip(replies(tmp_path / "whole"), replies(tmp_path / "killed"), strict=True))
+    assert len(pairs) == STEPS * ROWS * TURNS and sum(one == other for one, other in pairs) >= 0.8 * len(pairs)
