@@ -44,8 +44,8 @@ class Replica:
     url: str
     process: VllmProcess | None = None
     in_flight: int = 0  # requests
-    placed: int = 0  # dialogues that began here since it joined, or since the last publish
-    requests: int = 0  # since the last report
+    placed: int = 0  # dialogues that began here since the last publish
+    requests: int = 0  # since the last report, failed ones too
     failures: int = 0  # in a row
     left_out: str | None = None
 

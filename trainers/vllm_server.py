@@ -21,7 +21,7 @@ from trainers.vllm_process import BASE_NAME, VllmProcess, VllmSettings, headers_
 
 CONNECT_TIMEOUT = 10.0  # seconds, as the two below
 PUBLISH_TIMEOUT = 120.0
-JOIN_TIMEOUT = 5.0  # until a server that is left out has not answered
+JOIN_TIMEOUT = 2.0  # until a server that is left out has not answered; each publish waits so long
 # vLLM drops idle connections after 5 s; ours must let go first, or a request meets a closing socket.
 LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
 
@@ -50,9 +50,8 @@ class VllmServer:
         self._live: dict[str, Path | None] = {}  # the names in use; where each lies, if this process published it
         self._cpu_slots, self._request_timeout = cpu_slots, request_timeout
         headers = self._headers = headers_of(key)
-        transport = httpx.HTTPTransport(retries=1, limits=LIMITS)
         timeout = httpx.Timeout(PUBLISH_TIMEOUT, connect=CONNECT_TIMEOUT)
-        self._http = httpx.Client(timeout=timeout, transport=transport, headers=headers)
+        self._http = httpx.Client(timeout=timeout, limits=LIMITS, headers=headers)
         # Connections belong to the event loop in which they were made.
         self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 

@@ -55,12 +55,12 @@ def serve(
     try:
         for copy, log in zip(copies, logs, strict=True):
             stdout().print(f"{host}:{copy.port} serves; its log: {log}", markup=False, soft_wrap=True)
-        _watch(servers)
+        watch(servers)
     finally:
         stop_all(servers)
 
 
-def _watch(servers: Sequence[VllmProcess]) -> None:
+def watch(servers: Sequence[VllmProcess]) -> None:
     """Tell of each server that ends by itself: runs go on with the others. Raises RunError when none is left."""
     running = list(servers)
     while True:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from envs.errors import InputError, RunError
+from scripts.commands import serve
 from tests.replica_server import ReplicaServer, echo
 from trainers import replicas, vllm_process
 from trainers.assembly import own_servers
@@ -403,3 +405,18 @@ def test_a_run_s_own_servers_share_its_gpus_and_have_ports_and_logs_of_their_own
     for changes, threads in (([], 8), (["engine.replicas=3"], 2), (["engine.replicas=3", "engine.threads=4"], 4)):
         settings = own_servers(load_config(None, changes), tmp_path, tmp_path / "server.log")
         assert [(one.threads, one.port, one.gpus) for one in settings] == [(threads, None, ())] * len(settings)
+
+
+def test_attune_serve_goes_on_until_its_last_server_has_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = (SimpleNamespace(url=url, alive=True, settings=SimpleNamespace(log_file=f"{url}.log")) for url in "ab")
+    dying = iter([one, other])
+
+    def sleep(seconds: float) -> None:
+        next(dying).alive = False
+
+    monkeypatch.setattr(serve.time, "sleep", sleep)
+    with pytest.raises(RunError, match=r"server at b ended by itself; look at b\.log; none is left"):
+        serve.watch(cast(list[VllmProcess], [one, other]))
+    assert "server at a ended by itself; look at a.log; 1 of 2 are left" in capsys.readouterr().err
