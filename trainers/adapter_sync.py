@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,10 +69,13 @@ class AdapterSync:
 
     def _publish_everywhere(self, path: Path) -> str:
         # A failure on one rank has to be heard on all.
-        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome(None, None)])
+        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome()])
         if problem := next((outcome.problem for outcome in outcomes if outcome.problem), None):
             raise RunError(problem)
-        return str(outcomes[0].name)
+        name = str(outcomes[0].name)
+        if not self._publishes:
+            self._server.follow(name, outcomes[0].left_out or {})
+        return name
 
     @property
     def _publishes(self) -> bool:
@@ -87,8 +91,8 @@ class AdapterSync:
                 self._server.retire(old)
                 self._delete(self._published.pop(old))
         except RunError as error:
-            return _Outcome(None, str(error))
-        return _Outcome(name, None)
+            return _Outcome(problem=str(error))
+        return _Outcome(name, left_out=dict(self._server.left_out))
 
     def close(self) -> None:
         """Retire what is still published and delete the files of all versions, those of a stopped run too."""
@@ -114,10 +118,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 class _Outcome(NamedTuple):
-    """What came of publishing: the adapter's name, or what went wrong."""
+    """What came of publishing: the adapter's name, or what went wrong; and the servers without it, and why."""
 
-    name: str | None
-    problem: str | None
+    name: str | None = None
+    problem: str | None = None
+    left_out: Mapping[str, str] | None = None
 
 
 def reference_adapter(model: PeftModel) -> str | None:

@@ -18,6 +18,7 @@ from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, Wa
 from trainers.trainer_config import Trainer, trainer_conflicts
 from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
+LAST_PORT = 65535
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -118,8 +119,8 @@ class Engine(Section):
     key_env: EnvironmentVariable | None = Field(
         default=None, description="Environment variable that holds the servers' key; none: they ask for none."
     )
-    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="Port of the server, on loopback; none: a free one."
+    port: Annotated[int, Field(ge=1, le=LAST_PORT)] | None = Field(
+        default=None, description="Port of the server, on loopback; further ones take those after it. None: free ones."
     )
     max_loras: int = Field(
         default=4, ge=2, description="Adapter slots: trainer.max_staleness + 2, and one more on a CPU."
@@ -129,10 +130,13 @@ class Engine(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9, description="Share of each engine GPU that vLLM takes."
     )
+    replicas: Count = Field(default=1, description="Servers that the run starts, each with a copy of the model.")
     tensor_parallel: Count = Field(default=1, description="GPUs that share one copy of the model.")
     enforce_eager: bool = Field(default=True, description="No compiled graphs: starts faster, samples slower on a GPU.")
-    kv_cache_gib: Count = Field(default=1, description="CPU only: memory for keys and values.")
-    threads: Count | None = Field(default=None, description="CPU only: threads of the server; none: every core.")
+    kv_cache_gib: Count = Field(default=1, description="CPU only: memory of each server for keys and values.")
+    threads: Count | None = Field(
+        default=None, description="CPU only: threads of each server; none: the cores, shared out."
+    )
 
     @property
     def elsewhere(self) -> bool:
@@ -294,6 +298,19 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             "engine.port: has no meaning beside engine.urls, whose servers run already; remove one of the two"
         )
+    if engine.urls and engine.replicas > 1:
+        problems.append(
+            "engine.replicas: has no meaning beside engine.urls, whose servers run already; remove one of the two"
+        )
+    if engine.kind == "transformers" and engine.replicas > 1:
+        problems.append(
+            "engine.replicas: transformers is one engine in the training process; remove it, or set engine.kind to vllm"
+        )
+    if engine.port and engine.port + engine.replicas - 1 > LAST_PORT:
+        problems.append(
+            f"engine.port: {engine.replicas} servers from {engine.port} on would take "
+            f"{engine.port + engine.replicas - 1}; name a lower one, at most {LAST_PORT + 1 - engine.replicas}"
+        )
     if len(devices.training) > 1 and not engine.elsewhere and engine.port is None:
         problems.append(
             "engine.port: is needed when several devices train: their processes look for the server there; name a port"
@@ -309,10 +326,11 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
     bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
     if bad:
         problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")
-    if not engine.elsewhere and engine.tensor_parallel != max(1, len(devices.engine)):
+    each, copies, gpus = engine.tensor_parallel, engine.replicas, len(devices.engine)
+    if not engine.elsewhere and (each > 1 if not gpus else each * copies != gpus):
         problems.append(
-            f"engine.tensor_parallel: {engine.tensor_parallel} must equal the number of devices.engine "
-            f"({len(devices.engine)}): the server that the run starts holds one copy of the model"
+            f"engine.tensor_parallel: {each}, for each of engine.replicas ({copies}), must equal the number of "
+            f"devices.engine ({gpus}): each server that the run starts holds one copy of the model; change one of them"
         )
     return problems
 

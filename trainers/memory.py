@@ -26,7 +26,8 @@ layer. docs/hardware.md compares the estimate with measured peaks.
 
 The engine on a GPU takes its share of the device whatever it needs; keys and values get what P e / t, the adapter slots
 (max_loras L e) and the runtime leave of it, t being the tensor-parallel size. A token's keys and values take
-2 n k e / t bytes. The estimate errs on the large side: it takes every dialogue of a pass at full length.
+2 n k e / t bytes. On a CPU each of the engine's replicas takes all of its parts. The estimate errs on the large side:
+it takes every dialogue of a pass at full length.
 """
 
 from __future__ import annotations
@@ -271,24 +272,25 @@ def _cpu_engine_parts(config: RunConfig, architecture: Architecture) -> dict[str
     if config.engine.elsewhere or config.engine.kind == "transformers":
         return {}
     fixed = _engine_fixed(config, architecture)
-    return {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
+    parts = {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
+    return {name: config.engine.replicas * size for name, size in parts.items()}
 
 
 def _add_gpu_engine(device: DeviceEstimate, config: RunConfig, architecture: Architecture) -> None:
     """Add the engine's parts. Keys and values get the rest of its share; a negative rest means that it can't start."""
     if config.engine.elsewhere or config.engine.kind == "transformers":
         return
-    policy = config.policy
+    policy, replicas = config.policy, config.engine.replicas
     per_token = architecture.cache_bytes(BYTES[policy.dtype]) // min(
         config.engine.tensor_parallel, architecture.kv_heads
     )
-    wanted = config.dialogue.concurrency * policy.context_tokens * per_token
+    wanted = -(-config.dialogue.concurrency // replicas) * policy.context_tokens * per_token
     fixed = {**_engine_fixed(config, architecture), "engine runtime": RUNTIME_GPU}
     cache = wanted
     if device.capacity is not None:
         cache = int(device.capacity * config.engine.gpu_memory_utilization) - sum(fixed.values())
     device.parts |= {**fixed, "KV cache": cache}
-    whole = max(0, cache) // (per_token * policy.context_tokens)
+    whole = replicas * (max(0, cache) // (per_token * policy.context_tokens))
     device.notes.append(
         f"the KV cache holds {whole} dialogues of {policy.context_tokens} tokens; "
         f"{config.dialogue.concurrency} run at once" + ("" if whole else ": raise engine.gpu_memory_utilization")

@@ -38,7 +38,7 @@ from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
 from trainers.packing import Positions, padded_segments
-from trainers.policy_server import Sampled
+from trainers.policy_server import Sampled, engine_line
 from trainers.rollout_queue import RolloutQueue, Version
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
@@ -155,6 +155,7 @@ class DialogueTrainer(GRPOTrainer):
             **self._schedule.learn(step, [row["outcome"] for row in rows]),
             "max_logprob_difference": difference,
             "importance_ratio": importance_ratios(self, batch),
+            **engine_line(gather_object([self._worker.server.report()])),
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
         }

@@ -116,6 +116,18 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         (["engine.port=8000", "engine.urls=[http://127.0.0.1:1]"], "engine.port", "remove one of the two"),
         (["engine.urls=['127.0.0.1:1']"], "engine.urls", "must begin with http://"),
         (["engine.tensor_parallel=2"], "engine.tensor_parallel", "must equal the number of devices.engine"),
+        (
+            ["devices.training=[0]", "devices.engine=[1, 2, 3]", "engine.replicas=2"],
+            "engine.tensor_parallel",
+            "1, for each of engine.replicas (2), must equal the number of devices.engine (3)",
+        ),
+        (["engine.replicas=2", "engine.urls=[http://127.0.0.1:1]"], "engine.replicas", "remove one of the two"),
+        (["engine.replicas=2", "engine.kind=transformers"], "engine.replicas", "set engine.kind to vllm"),
+        (
+            ["engine.replicas=3", "engine.port=65534"],
+            "engine.port",
+            "would take 65536; name a lower one, at",
+        ),
         (["devices.training=[0, 0]"], "devices.training", "names a GPU twice"),
         (["devices.training=[0, 1]", "devices.engine=[1]"], "devices.engine", "the same GPUs as devices.training"),
         (["devices.engine=[0]"], "devices.training", "name the GPUs that train"),

@@ -234,6 +234,22 @@ def test_without_gpus_one_estimate_is_for_this_machine() -> None:
     assert "KV cache" not in lean.parts
 
 
+def test_each_server_on_a_cpu_takes_its_memory() -> None:
+    [one], [three] = (estimate_memory(config(engine={"replicas": n}), TINY) for n in (1, 3))
+    engine = ("engine weights", "adapter slots", "KV cache", "engine runtime")
+    assert [three.parts[part] / one.parts[part] for part in engine] == [3] * 4
+    assert {part: one.parts[part] for part in one.parts if part not in engine}.items() <= three.parts.items()
+
+
+def test_dialogues_are_shared_out_between_the_servers_on_gpus() -> None:
+    """Of unknown memory each holds half of the 32 dialogues of 100 tokens: 16 x 100 x 32 bytes, which both tell of."""
+    two = config(devices={"training": [0], "engine": [1, 2]}, engine={"replicas": 2})
+    _, serves, serves_too = estimate_memory(two, TINY)
+    assert serves.parts == serves_too.parts and serves.parts["engine weights"] == 404 * 4
+    assert serves.parts["KV cache"] == 16 * 100 * 32
+    assert serves.notes == ["the KV cache holds 32 dialogues of 100 tokens; 32 run at once"]
+
+
 def test_a_folder_tells_its_architecture(tmp_path: Path) -> None:
     sizes = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     sizes |= {"intermediate_size": 8, "vocab_size": 10}
