@@ -22,7 +22,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import selective_log_softmax
 
 from envs.trajectory import ClientTurn, Score, Stop, Trajectory
-from trainers.credit import GroupRelative
+from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation
 from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
@@ -134,7 +134,7 @@ class _Trainer(DialogueTrainer):
     """The trainer, with marks between the likelihoods and the update; ``full_logits`` leaves the fused head out."""
 
     full_logits = False
-    on_likelihoods: Callable[[dict[str, float]], None]
+    on_likelihoods: Callable[[dict[str, float]], None] = staticmethod(lambda seconds: None)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -218,7 +218,7 @@ def training_steps(
         torch.cuda.empty_cache()
     left_over, marks = _allocated(), _Marks()
     with asyncio.Runner() as runner:
-        trainer = _trainer(settings, sizes, samples, run_dir, runner)
+        trainer = random_trainer(settings, sizes, samples, run_dir, runner)
         trainer.full_logits, trainer.on_likelihoods = full_logits, marks.on_likelihoods
         trainer.add_callback(marks)
         trainer.train()
@@ -245,9 +245,15 @@ def _outside() -> int | None:
     return total - free - torch.cuda.memory_reserved()
 
 
-def _trainer(
-    settings: TrainSettings, sizes: Architecture, samples: Sequence[Sample], run_dir: Path, runner: asyncio.Runner
+def random_trainer(
+    settings: TrainSettings,
+    sizes: Architecture,
+    samples: Sequence[Sample],
+    run_dir: Path,
+    runner: asyncio.Runner,
+    credit: CreditAssigner | None = None,
 ) -> _Trainer:
+    """The trainer on a random model of these sizes, with ``samples`` for every rollout; credit: None: by group."""
     args = training_arguments(settings, run_dir)
     args.model_init_kwargs, args.save_strategy = None, SaveStrategy.NO
     words = Tokenizer(models.WordLevel({"end": 0, "word": 1}, unk_token="word"))
@@ -258,12 +264,13 @@ def _trainer(
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="end"),
         peft_config=lora_config(settings),
         worker=cast(RolloutWorker, _Rows(samples)),
-        credit=GroupRelative(settings.group_size),
+        credit=credit or GroupRelative(settings.group_size),
         schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),
         server=cast(PolicyServer, _NoServer()),
         runner=runner,
         run_dir=run_dir,
         limits=settings.limits,
+        pass_tokens=settings.micro_batch_tokens,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

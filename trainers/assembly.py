@@ -270,6 +270,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         cards_per_step=trainer.cards_per_step,
         group_size=trainer.dialogues_per_card,
         micro_batch=trainer.micro_batch,
+        micro_batch_tokens=trainer.micro_batch_tokens,
         minibatches=trainer.minibatches,
         iterations=trainer.iterations,
         learning_rate=trainer.learning_rate,

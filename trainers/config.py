@@ -236,6 +236,11 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
             f"policy.max_new_tokens: {policy.max_new_tokens} leaves no room in policy.context_tokens "
             f"({policy.context_tokens}); lower the first or raise the second"
         )
+    if (most := config.trainer.micro_batch_tokens) and most < policy.context_tokens:
+        problems.append(
+            f"trainer.micro_batch_tokens: one dialogue may have more, policy.context_tokens ({policy.context_tokens}); "
+            "raise the first to that, or lower the second"
+        )
     problems += _format_conflicts(config)
     if config.lora.dropout > 0:
         problems.append(

@@ -48,6 +48,7 @@ class TrainSettings:
     cards_per_step: int = 4
     group_size: int = 8
     micro_batch: int = 8
+    micro_batch_tokens: int | None = None  # most tokens of one pass; None: only dialogues are counted
     minibatches: int = 2
     iterations: int = 1
     learning_rate: float = 3e-3
@@ -137,6 +138,7 @@ def train(
             runner=runner,
             run_dir=run_dir,
             limits=settings.limits,
+            pass_tokens=settings.micro_batch_tokens,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))

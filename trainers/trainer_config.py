@@ -39,6 +39,10 @@ class Trainer(Section):
     minibatches: Count = Field(default=2, description="Parts of a batch of dialogues, with an optimizer step on each.")
     iterations: Count = Field(default=1, description="How often a batch of dialogues is gone through.")
     micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
+    micro_batch_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of one pass: what has more is taken in several; none: only dialogues are counted.",
+    )
     learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="Course of the learning rate."

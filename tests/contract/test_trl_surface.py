@@ -40,6 +40,7 @@ def test_nothing_else_of_trl_is_overridden():
     ours = {name for name in vars(DialogueTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
     assert ours - {"_abc_impl"} == {
         "_generate_and_score_completions",
+        "_prepare_inputs",
         "_get_per_token_logps_and_entropies",
         "_compute_loss",
         "create_optimizer",
