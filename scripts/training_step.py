@@ -270,7 +270,6 @@ def random_trainer(
         runner=runner,
         run_dir=run_dir,
         limits=settings.limits,
-        pass_tokens=settings.micro_batch_tokens,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

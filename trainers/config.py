@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 from trainers.curriculum_config import Curriculum, curriculum_conflicts
+from trainers.quantization import Quantization
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
-from trainers.trainer_config import Trainer, trainer_conflicts
+from trainers.trainer_config import Trainer, quantised_conflicts, trainer_conflicts
 from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -52,6 +53,10 @@ class Policy(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Type of the frozen weights; the adapter is fp32."
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="Bits of the frozen weights that train, by bitsandbytes; the sampler's stay whole.",
     )
     system_prompt: Path | None = Field(
         default=None,
@@ -217,6 +222,7 @@ class RunConfig(Section):
         problems = [
             *_policy_conflicts(self),
             *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
+            *quantised_conflicts(self.trainer, self.policy.quantization),
             *curriculum_conflicts(self.curriculum),
             *warm_start_conflicts(self.warm_start, self.trainer.micro_batch, max(1, len(self.devices.training))),
             *_reward_conflicts(self),

@@ -42,6 +42,7 @@ from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
 from trainers.plan import Plan
 from trainers.policy_server import PolicyServer
+from trainers.quantization import check_quantization
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import credit_assigner, summary_numbers, switch_rule
@@ -80,6 +81,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     started, config = time.monotonic(), plan.config
     if int(os.environ.get("RANK", "0")):
         return _follow(plan, resume)
+    check_quantization(config.policy.quantization)
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
         templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])

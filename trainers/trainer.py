@@ -40,6 +40,7 @@ from trainers.gae import explained_variance, value_loss
 from trainers.micro_batches import BY_PASS, Passes, arranged
 from trainers.packing import Likelihoods, Positions, padded_segments
 from trainers.policy_server import PolicyServer
+from trainers.quantization import widen_adapter
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
@@ -54,17 +55,21 @@ SCORES = "scores.jsonl"
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost."""
+    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost.
+
+    ``pass_tokens``: most tokens of one forward and backward pass; None: only dialogues are counted.
+    """
 
     logprob_tolerance: float = 1e-4
     error_budget: float = 0.25
+    pass_tokens: int | None = None
 
 
 class DialogueTrainer(GRPOTrainer):
     """Trains an adapter on dialogues. A dataset row stands for one step; ``schedule`` says whom it talks with.
 
     Credit comes from a CreditAssigner; TRL's own advantages and rewards are replaced. ``step_metrics`` describes the
-    last rollout. ``pass_tokens``: most tokens of one forward and backward pass; None: only rows are counted.
+    last rollout.
     """
 
     def __init__(
@@ -77,7 +82,6 @@ class DialogueTrainer(GRPOTrainer):
         runner: asyncio.Runner,
         run_dir: Path,
         limits: Limits,
-        pass_tokens: int | None = None,
         watcher: Watcher | None = None,
         rule: SwitchRule = DEFAULT_RULE,
         history: Sequence[Counts] = (),
@@ -87,8 +91,9 @@ class DialogueTrainer(GRPOTrainer):
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
         assert self.model is not None
-        self._positions, self._passes = Positions(), Passes(self.accelerator, pass_tokens)
+        self._positions, self._passes = Positions(), Passes(self.accelerator, limits.pass_tokens)
         self.model.register_forward_pre_hook(self._positions, with_kwargs=True)
+        widen_adapter(self.model)
         if self.args.bf16 and not self.is_deepspeed_enabled:
             compute_without_copies(self.model)
         self.use_vllm = True

@@ -196,7 +196,7 @@ def test_passes_within_a_budget_give_the_gradients_and_numbers_of_one(
 ):
     whole, course = one_step(settings(loss_type), tmp_path / "whole", credit)
     assert course[-4:] == ["forward 1024", "backward", "forward 728", "backward"] or loss_type == BY_PASS
-    parted, course = one_step(settings(loss_type, micro_batch_tokens=600), tmp_path / "parted", credit)
+    parted, course = one_step(settings(loss_type, limits=Limits(1e9, pass_tokens=600)), tmp_path / "parted", credit)
     same(whole, parted)
     taken_there = [int(line.split()[1]) for line in course if line != "backward"]
     assert max(taken_there) <= 600
@@ -219,10 +219,12 @@ def test_micro_batches_of_any_size_give_the_gradients_and_numbers_of_the_whole_m
 
 def test_rows_of_segments_give_the_same_in_passes_too(tmp_path: Path):
     rows = [
-        replace(sample, starts=(0, sample.prompt_length + 20), prompt_length=sample.prompt_length)
+        replace(sample, starts=(0, sample.prompt_length + 20))
         for sample in dialogue_rows(SIZES.vocabulary, 128, 8, ragged=True)
     ]
     given = settings("grpo")
     whole, _ = one_step(given, tmp_path / "whole", GroupRelative(8), rows)
-    parted, _ = one_step(replace(given, micro_batch_tokens=200), tmp_path / "parted", GroupRelative(8), rows)
+    parted, _ = one_step(
+        replace(given, limits=Limits(1e9, pass_tokens=200)), tmp_path / "parted", GroupRelative(8), rows
+    )
     same(whole, parted)
