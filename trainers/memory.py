@@ -45,6 +45,7 @@ from trainers.config import RunConfig
 from trainers.quantization import Quantization
 
 GIB = 2**30
+MEASURED = "memory.json"  # in a run's folder: bytes at the peak of training
 BYTES = {"float32": 4, "bfloat16": 2}
 # Of a weight; in 4 bits with a scale for 64 of them, which is itself in 8 bits, with one in fp32 for 256 scales.
 QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
@@ -236,6 +237,25 @@ def row_tokens(config: RunConfig) -> int:
         return context
     turns = config.dialogue.max_turns or load_spec(config.client.spec).max_turns
     return context * (turns + 1) // 2
+
+
+def measured_memory(config: RunConfig, model_dir: Path, folder: Path) -> dict[str, Any] | None:
+    """For summary.json: what training took at its peak, as ``trainers.peak_memory`` wrote it down, beside the estimate
+    of the same; None where nothing was measured. ``of``: allocated, on a GPU, or resident, in a process. The estimate
+    is None where it doesn't know the model; what lies outside torch's allocator is no part of it on a GPU.
+    """
+    path = folder / MEASURED
+    if not path.exists():
+        return None
+    peak = json.loads(path.read_text(encoding="utf-8"))
+    of = "allocated" if "allocated" in peak else "resident"
+    try:
+        parts = _training_parts(config, architecture_of(str(model_dir)))
+    except ArchitectureUnknown:
+        estimate = None
+    else:
+        estimate = sum(parts.values()) - (parts["runtime"] if of == "allocated" else 0)
+    return {"of": of, "peak_bytes": peak[of], "reserved_bytes": peak.get("reserved"), "estimate_bytes": estimate}
 
 
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
