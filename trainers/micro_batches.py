@@ -7,8 +7,9 @@ its own, so that no pass holds more activations than that many tokens make. Whic
 was drawn, and its loss is the same up to rounding. ``bnpo`` averages within each micro-batch, so there the rows keep
 their order.
 
-Ranks take the same number of passes: the most that one of them needs. So collective operations meet their like, in the
-forward passes of sharded weights too. Gradients are shared between ranks with the last pass of an optimizer step alone.
+Ranks take the same passes: as many, of as many rows each, as the longest rows at each place ask for. So collective
+operations meet their like, in the forward passes of sharded weights too, and in TRL's numbers of each row. Gradients
+are shared between ranks with the last pass of an optimizer step alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ TOKENS, ROWS = 0, 1
 CLIPPED = "clip_ratio/"
 SUMS = ("value_loss",)
 
+Ends = tuple[int, int]  # columns [first, last)
 Batch = dict[str, Any]  # TRL's: (B, P) of prompts, (B, C) of completions, (B, P + C) of both, (B,) or a number
 
 
@@ -55,28 +57,32 @@ class Passed:
         return padded[list(self.rows), self.first : self.last]
 
 
-def passes(mask: Tensor, prompt: int, most_rows: int, most_tokens: int | None = None, least: int = 1) -> list[Passed]:
+def passes(
+    mask: Tensor,
+    prompt: int,
+    most_rows: int,
+    most_tokens: int | None = None,
+    widest: Callable[[list[Ends]], list[Ends]] = lambda ends: ends,
+) -> list[Passed]:
     """All rows of ``mask`` (B, P + C), the longest first, in passes of at most so many rows and tokens.
 
-    ``prompt``: P. ``least``: how many passes there must be at least. A row of more tokens than allowed goes alone.
+    ``prompt``: P. ``widest``: from this rank's columns of each place in that order, counted from the end of the prompt,
+    to those that the rows of all ranks at this place lie in. A row of more tokens than allowed goes alone.
     """
     ends = _filled(mask, prompt)
     order = sorted(range(len(ends)), key=lambda row: ends[row][0] - ends[row][1])
+    room = widest([(ends[row][0] - prompt, ends[row][1] - prompt) for row in order])
     found: list[list[int]] = []
-    for row in order:
-        longer = [*found[-1], row] if found else [row]
-        if found and len(longer) <= most_rows and (most_tokens is None or _around(longer, ends).tokens <= most_tokens):
+    for place in range(len(order)):
+        longer = [*found[-1], place] if found else [place]
+        if found and len(longer) <= most_rows and (most_tokens is None or _around(longer, room).tokens <= most_tokens):
             found[-1] = longer
         else:
-            found.append([row])
-    while len(found) < least:
-        largest = max(range(len(found)), key=lambda place: len(found[place]))
-        half = (len(found[largest]) + 1) // 2
-        found[largest : largest + 1] = [found[largest][:half], found[largest][half:]]
-    return [_around(rows, ends) for rows in found]
+            found.append([place])
+    return [_around([order[place] for place in places], ends) for places in found]
 
 
-def _filled(mask: Tensor, prompt: int) -> list[tuple[int, int]]:
+def _filled(mask: Tensor, prompt: int) -> list[Ends]:
     """The columns [first, last) of each row that aren't padding, one of the prompt and one after it included."""
     places = torch.arange(mask.size(1), device=mask.device)
     firsts = places.masked_fill(mask == 0, prompt - 1).amin(1).clamp(max=prompt - 1)
@@ -84,7 +90,7 @@ def _filled(mask: Tensor, prompt: int) -> list[tuple[int, int]]:
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
-def _around(rows: Sequence[int], ends: Sequence[tuple[int, int]]) -> Passed:
+def _around(rows: Sequence[int], ends: Sequence[Ends]) -> Passed:
     return Passed(tuple(rows), min(ends[row][0] for row in rows), max(ends[row][1] for row in rows))
 
 
@@ -160,12 +166,15 @@ class Passes:
 
     def over(self, mask: Tensor, prompt: int, most_rows: int | None = None) -> list[Passed]:
         """The passes over rows with this ``mask`` (B, P + C); see ``passes``. All ranks must call it together."""
-        rows = most_rows or len(mask)
-        found = passes(mask, prompt, rows, self._most)
-        if self._most is None or self._accelerator.num_processes == 1:
-            return found
-        counts = self._accelerator.gather(torch.tensor([len(found)], device=mask.device))
-        return passes(mask, prompt, rows, self._most, least=int(counts.max()))  # type: ignore[union-attr]
+
+        def of_all_ranks(ends: list[Ends]) -> list[Ends]:
+            everyones: Any = self._accelerator.gather(torch.tensor(ends, device=mask.device))
+            everyones = everyones.view(-1, len(ends), 2)
+            return list(zip(everyones[..., 0].amin(0).tolist(), everyones[..., 1].amax(0).tolist(), strict=True))
+
+        if self._most is None:
+            return passes(mask, prompt, most_rows or len(mask))
+        return passes(mask, prompt, most_rows or len(mask), self._most, of_all_ranks)
 
     def likelihoods(
         self,

@@ -43,7 +43,7 @@ def test_a_process_is_compared_with_the_estimate_of_its_part_of_the_machine(tmp_
     assert told == {
         "of": "resident", "peak_bytes": 3 * GIB, "reserved_bytes": None, "estimate_bytes": expected
     }  # fmt: skip
-    assert memory_line(told).startswith(
+    assert told is not None and memory_line(told).startswith(
         "memory of training at its peak: 3.00 GiB (resident set of the training process); estimated: "
     )
 
