@@ -56,3 +56,5 @@ def test_an_adapter_in_fp32_is_trained_on_quantised_layers(
     seen = lines(tmp_path / "first" / "metrics.jsonl")
     assert all(line["max_logprob_difference"] > 1e-3 for line in seen)  # the sampler's weights are whole
     assert run(model_dir, tmp_path / "second", settings) == first
+    further = run(model_dir, tmp_path / "further", replace(settings, steps=1), start=tmp_path / "first" / FINAL_ADAPTER)
+    assert further != first and {types[name] for name in types if "lora_" in name} == {torch.float32}
