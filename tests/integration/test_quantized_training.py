@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from envs.errors import InputError
 from tests.integration.test_training import SETTINGS, lines, run
+from tests.integration.test_warm_start import imitate
 from tests.tiny_policy import tiny_model
 from trainers import quantization
 from trainers.quantization import Quantization, check_quantization
@@ -58,3 +59,11 @@ def test_an_adapter_in_fp32_is_trained_on_quantised_layers(
     assert run(model_dir, tmp_path / "second", settings) == first
     further = run(model_dir, tmp_path / "further", replace(settings, steps=1), start=tmp_path / "first" / FINAL_ADAPTER)
     assert further != first and {types[name] for name in types if "lora_" in name} == {torch.float32}
+
+
+def test_a_warm_start_learns_on_quantised_layers_in_fp32(model_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    warm = imitate(model_dir, tmp_path, replace(SETTINGS, quantization="4bit"))
+    losses = [line["loss"] for line in lines(tmp_path / "warm_start.jsonl")]
+    assert losses[-1] < 0.9 * losses[0]
+    assert {weight.dtype for weight in load_file(warm / "adapter_model.safetensors").values()} == {torch.float32}
