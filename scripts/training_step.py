@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from envs.trajectory import ClientTurn, Score, Stop, Trajectory
 from trainers.background import BackgroundLoop
-from trainers.credit import GroupRelative
+from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation
 from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
@@ -126,6 +126,7 @@ class _NoServer:
     """Takes adapters and samples nothing."""
 
     in_process = True
+    left_out: Mapping[str, str] = {}
 
     def publish(self, adapter_dir: Path) -> str:
         return adapter_dir.name
@@ -133,12 +134,15 @@ class _NoServer:
     def retire(self, name: str) -> None:
         pass
 
+    def report(self) -> None:
+        return None
+
 
 class _Trainer(DialogueTrainer):
     """The trainer, with marks between the likelihoods and the update; ``full_logits`` leaves the fused head out."""
 
     full_logits = False
-    on_likelihoods: Callable[[dict[str, float]], None]
+    on_likelihoods: Callable[[dict[str, float]], None] = staticmethod(lambda seconds: None)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -222,7 +226,7 @@ def training_steps(
         torch.cuda.empty_cache()
     left_over, marks = _allocated(), _Marks()
     with BackgroundLoop() as loop:
-        trainer = _trainer(settings, sizes, samples, run_dir, loop)
+        trainer = random_trainer(settings, sizes, samples, run_dir, loop)
         trainer.full_logits, trainer.on_likelihoods = full_logits, marks.on_likelihoods
         trainer.add_callback(marks)
         trainer.train()
@@ -249,9 +253,15 @@ def _outside() -> int | None:
     return total - free - torch.cuda.memory_reserved()
 
 
-def _trainer(
-    settings: TrainSettings, sizes: Architecture, samples: Sequence[Sample], run_dir: Path, loop: BackgroundLoop
+def random_trainer(
+    settings: TrainSettings,
+    sizes: Architecture,
+    samples: Sequence[Sample],
+    run_dir: Path,
+    loop: BackgroundLoop,
+    credit: CreditAssigner | None = None,
 ) -> _Trainer:
+    """The trainer on a random model of these sizes, with ``samples`` for every rollout; credit: None: by group."""
     args = training_arguments(settings, run_dir)
     args.model_init_kwargs, args.save_strategy = None, SaveStrategy.NO
     words = Tokenizer(models.WordLevel({"end": 0, "word": 1}, unk_token="word"))
@@ -262,7 +272,7 @@ def _trainer(
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="end"),
         peft_config=lora_config(settings),
         worker=cast(RolloutWorker, _Rows(samples)),
-        credit=GroupRelative(settings.group_size),
+        credit=credit or GroupRelative(settings.group_size),
         schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),
         loop=loop,
         run_dir=run_dir,

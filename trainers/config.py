@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 from trainers.curriculum_config import Curriculum, curriculum_conflicts
+from trainers.quantization import Quantization
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
-from trainers.trainer_config import Trainer, trainer_conflicts
+from trainers.trainer_config import Trainer, quantised_conflicts, trainer_conflicts
 from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
 LAST_PORT = 65535
@@ -53,6 +54,10 @@ class Policy(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Type of the frozen weights; the adapter is fp32."
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="Bits of the frozen weights that train, by bitsandbytes; the sampler's stay whole.",
     )
     system_prompt: Path | None = Field(
         default=None,
@@ -223,6 +228,7 @@ class RunConfig(Section):
         problems = [
             *_policy_conflicts(self),
             *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
+            *quantised_conflicts(self.trainer, self.policy.quantization),
             *curriculum_conflicts(self.curriculum),
             *warm_start_conflicts(self.warm_start, self.trainer.micro_batch, max(1, len(self.devices.training))),
             *_reward_conflicts(self),
@@ -241,6 +247,11 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             f"policy.max_new_tokens: {policy.max_new_tokens} leaves no room in policy.context_tokens "
             f"({policy.context_tokens}); lower the first or raise the second"
+        )
+    if (most := config.trainer.micro_batch_tokens) and most < policy.context_tokens:
+        problems.append(
+            f"trainer.micro_batch_tokens: one dialogue may have more, policy.context_tokens ({policy.context_tokens}); "
+            "raise the first to that, or lower the second"
         )
     problems += _format_conflicts(config)
     if config.lora.dropout > 0:

@@ -4,9 +4,11 @@ With P parameters of the base model, L of the adapter, e bytes per number of the
 b = trainer.micro_batch dialogues of T tokens in a pass (policy.context_tokens; where policy.format has thoughts, each
 of m turns is a segment with its own history, and T is (m + 1) / 2 times as much), n layers, and the sizes h (hidden),
 q = heads x head size, k = key-value heads x head size, f (feed-forward), v (vocabulary), r (rank), a training device
-holds
+holds what follows. Where trainer.micro_batch_tokens is set, b T is at most that, or T where one row is longer.
 
-    base weights   P e                        frozen, so without gradients and optimizer state
+    base weights   P e                        frozen, so without gradients and optimizer state; policy.quantization:
+                   (P - M) e + M w + h f e    the M numbers in the linear layers of the blocks take w bytes, in 8bit 1,
+                                              in 4bit 0.516, and one layer at a time is made whole again
     adapter        4 L, in bf16 6 L           fp32, and its copy in the type that it computes in
     gradients      4 L / s                    s: training devices when DeepSpeed shares them out, else 1
     optimizer      8 L / s                    AdamW's two moments
@@ -41,9 +43,13 @@ from typing import Any
 from envs.client_spec import load_spec
 from trainers.client_config import BOOTSTRAP
 from trainers.config import RunConfig
+from trainers.quantization import Quantization
 
 GIB = 2**30
+MEASURED = "memory.json"  # in a run's folder: bytes at the peak of training
 BYTES = {"float32": 4, "bfloat16": 2}
+# Of a weight; in 4 bits with a scale for 64 of them, which is itself in 8 bits, with one in fp32 for 256 scales.
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
 RUNTIME_GPU = 3 * GIB // 2  # a process's CUDA context, its libraries' workspaces and what the allocator can't use
 RUNTIME_CPU = GIB // 2  # Python with torch
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # of TRL's head; a contract test holds them
@@ -100,6 +106,14 @@ class Architecture:
         block += self.q + 2 * self.k if self.attention_bias else 0
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + embeddings + self.hidden
+
+    def weight_bytes(self, bytes_each: int, quantization: Quantization) -> int:
+        """The frozen weights of a training device, and the layer that is made whole to compute with it."""
+        if quantization == "none":
+            return self.parameters * bytes_each
+        linear = self.layers * sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        whole = max(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        return (self.parameters - linear + whole) * bytes_each + round(linear * QUANTISED_BYTES[quantization])
 
     def adapter_parameters(self, rank: int, targets: str | list[str]) -> int:
         """Parameters of a LoRA adapter: rank x (inputs + outputs) for each layer that has one."""
@@ -226,6 +240,25 @@ def row_tokens(config: RunConfig) -> int:
     return context * (turns + 1) // 2
 
 
+def measured_memory(config: RunConfig, model_dir: Path, folder: Path) -> dict[str, Any] | None:
+    """For summary.json: what training took at its peak, as ``trainers.peak_memory`` wrote it down, beside the estimate
+    of the same; None where nothing was measured. ``of``: allocated, on a GPU, or resident, in a process. The estimate
+    is None where it doesn't know the model; what lies outside torch's allocator is no part of it on a GPU.
+    """
+    path = folder / MEASURED
+    if not path.exists():
+        return None
+    peak = json.loads(path.read_text(encoding="utf-8"))
+    of = "allocated" if "allocated" in peak else "resident"
+    try:
+        parts = _training_parts(config, architecture_of(str(model_dir)))
+    except ArchitectureUnknown:
+        estimate = None
+    else:
+        estimate = sum(parts.values()) - (parts["runtime"] if of == "allocated" else 0)
+    return {"of": of, "peak_bytes": peak[of], "reserved_bytes": peak.get("reserved"), "estimate_bytes": estimate}
+
+
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
     trainer, each = config.trainer, BYTES[config.policy.dtype]
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
@@ -234,13 +267,15 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
     shares = len(config.devices.training) if trainer.deepspeed else 1
     row = row_tokens(config)
     tokens = trainer.micro_batch * row
+    if trainer.micro_batch_tokens:
+        tokens = min(tokens, max(trainer.micro_batch_tokens, row))
     layer = architecture.activation_bytes(each, config.lora.rank, row)
     if trainer.gradient_checkpointing:
         activations = tokens * (architecture.layers * architecture.hidden * each + layer)
     else:
         activations = tokens * architecture.layers * layer
     return {
-        "base weights": architecture.parameters * each,
+        "base weights": architecture.weight_bytes(each, config.policy.quantization),
         "adapter": copies * adapter * (4 if each == 4 else 4 + each),
         "gradients": 4 * adapter // shares,
         "optimizer": 8 * adapter // shares,

@@ -40,8 +40,10 @@ from trainers.evaluation import (
 from trainers.gate_reading import live_reader
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
+from trainers.memory import measured_memory
 from trainers.plan import Plan
 from trainers.policy_server import PolicyServer
+from trainers.quantization import check_quantization
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import credit_assigner, summary_numbers, switch_rule
@@ -80,6 +82,7 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     started, config = time.monotonic(), plan.config
     if int(os.environ.get("RANK", "0")):
         return _follow(plan, resume)
+    check_quantization(config.policy.quantization)
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
         templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
@@ -104,7 +107,9 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         progress.phase("measuring the language of the policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
         clients = {"training": ", ".join(s.name for s in plan.training_specs), "evaluation": plan.held_out_spec.name}
-        summary = {"seconds": None, "clients": clients, **numbers, "adapter_dir": str(adapter), "verified": None}
+        memory = measured_memory(config, model_dir, folder.path)
+        summary = {"seconds": None, "clients": clients, **numbers, "memory": memory, "adapter_dir": str(adapter)}
+        summary["verified"] = None
         folder.write_json(SUMMARY, summary)
         folder.finish()
         progress.phase("verifying: every emotion, score and total is computed again")

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.errors import InputError
+from trainers import peak_memory
 from trainers.adapter_sync import REFERENCE
 from trainers.rollout_queue import Version
 from trainers.run_files import CHECKPOINTS, COMPLETE, METRICS, append_lines, keep_lines
@@ -41,6 +43,17 @@ class RunRecord(TrainerCallback):
         self, trainer: DialogueTrainer, run_dir: Path, on_step: OnStep | None, watcher: Watcher | None = None
     ) -> None:
         self._trainer, self._run_dir, self._on_step, self._watcher = trainer, run_dir, on_step, watcher
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """From here on the peak of the memory is measured."""
+        peak_memory.begin()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Write down the peak of the memory. A collective call."""
+        accelerator = self._trainer.accelerator
+        ranks = gather_object([peak_memory.peak(accelerator.device.type == "cuda")])
+        if accelerator.is_main_process:
+            peak_memory.record(self._run_dir, ranks)
 
     def on_log(
         self,

@@ -25,6 +25,7 @@ from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation, Schedule
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
+from trainers.quantization import Quantization, quantization_config
 from trainers.rollouts import Compare, MakeClient, Player, Reward, RolloutWorker
 from trainers.run_numbers import DEFAULT_RULE, read_history
 from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, adopt_begun, prepare_run_dir
@@ -65,6 +66,7 @@ class TrainSettings:
     lora_alpha: float = 32
     lora_targets: str | tuple[str, ...] = "all-linear"  # every linear layer but the head
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Quantization = "none"  # of the base
     device: Literal["cpu", "cuda"] = "cpu"
     gradient_checkpointing: bool = False
     sampling: Sampling = field(default_factory=Sampling)
@@ -180,9 +182,10 @@ def _policy(
     Of the second it makes a frozen copy, which is the reference of the KL divergence, where that stands in the loss;
     where it stands in the rewards, the copy is made here.
     """
+    quantised = quantization_config(settings.quantization, settings.dtype)
     if start is None:
-        return {"model": str(model_dir), "peft_config": lora_config(settings)}
-    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
+        return {"model": str(model_dir), "peft_config": lora_config(settings), "quantization_config": quantised}
+    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None, quantization_config=quantised)
     args.model_init_kwargs = None  # they are for a model that TRL loads itself
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     if credit.reference_kl:

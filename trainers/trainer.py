@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,8 +38,10 @@ from trainers.background import BackgroundLoop
 from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
-from trainers.packing import Positions, padded_segments
+from trainers.micro_batches import BY_PASS, Passes, arranged
+from trainers.packing import Likelihoods, Positions, padded_segments
 from trainers.policy_server import Sampled, engine_line
+from trainers.quantization import widen_adapter
 from trainers.rollout_queue import RolloutQueue, Version
 from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
 from trainers.run_files import append_lines
@@ -56,10 +59,14 @@ SCORES = "scores.jsonl"
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost."""
+    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost.
+
+    ``pass_tokens``: most tokens of one forward and backward pass; None: only dialogues are counted.
+    """
 
     logprob_tolerance: float = 1e-4
     error_budget: float = 0.25
+    pass_tokens: int | None = None
 
 
 class DialogueTrainer(GRPOTrainer):
@@ -88,8 +95,9 @@ class DialogueTrainer(GRPOTrainer):
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
         assert self.model is not None
-        self._positions = Positions()
+        self._positions, self._passes = Positions(), Passes(self.accelerator, limits.pass_tokens)
         self.model.register_forward_pre_hook(self._positions, with_kwargs=True)
+        widen_adapter(self.model)
         if self.args.bf16 and not self.is_deepspeed_enabled:
             compute_without_copies(self.model)
         self.use_vllm = True
@@ -205,42 +213,58 @@ class DialogueTrainer(GRPOTrainer):
                 self.model, ids, mask, batch["completion_ids"].size(1), self.args.per_device_train_batch_size
             )[0]
 
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """TRL's micro-batch; those of a new rollout hold rows of like length."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        by_length = self.loss_type != BY_PASS
+        self._buffered_inputs = arranged(self._buffered_inputs, self.args.gradient_accumulation_steps, by_length)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
-        *args: Any,
-        **kw: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's pass over likelihoods; where there is a value head, its values are kept too."""
-        given = (model, input_ids, attention_mask, logits_to_keep, *args)
-        likelihoods = functools.partial(self._positions.over, super()._get_per_token_logps_and_entropies)
-        if self.value_head is None:
-            return likelihoods(*given, **kw)
-        with self.value_head.listening() as heard:
-            found = likelihoods(*given, **kw)
-        self._heard.append(torch.cat(heard)[:, -logits_to_keep:])
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Likelihoods:
+        """TRL's pass over likelihoods, or its passes; where there is a value head, its values are kept too."""
+        once = functools.partial(super()._get_per_token_logps_and_entropies, model, **options)
+        with self.value_head.listening() if self.value_head else nullcontext([]) as heard:
+            found, values = self._passes.likelihoods(
+                once, self._positions, input_ids, attention_mask, logits_to_keep, batch_size, heard
+            )
+        if values is not None:
+            self._heard.append(values)
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss; with a value head, the value head's beside it, averaged over the tokens of the optimizer step."""
+        """The loss of a micro-batch, in one pass or several."""
+        return self._passes.loss(model, inputs, self._loss_of_pass, self.loss_type)
+
+    def _loss_of_pass(self, model: Any, inputs: dict[str, Any], weight: float) -> torch.Tensor:
+        """TRL's loss, times ``weight``; with a value head, the value head's beside it, averaged over the tokens of the
+        optimizer step."""
         self._heard.clear()
-        with self._positions.of(inputs.get("segments")):
-            loss = super()._compute_loss(model, inputs)
-        if self._credit.value is None:
-            return loss
-        (values_BT,) = self._heard
-        value, mask_BT = self._credit.value, inputs["value_mask"]
-        losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
-        # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
-        share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)
-        averaged = losses_BT.sum() / (
-            inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * share
-        )
-        self._measure("value_loss", averaged.detach())
-        return loss + value.coef * averaged
+        by_dialogue = self.importance_sampling_level == "sequence"
+        with self._positions.of(inputs.get("segments")), self._passes.measured(self._metrics, inputs, by_dialogue):
+            loss = weight * super()._compute_loss(model, inputs)
+            if self._credit.value is None:
+                return loss
+            (values_BT,) = self._heard
+            value, mask_BT = self._credit.value, inputs["value_mask"]
+            losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
+            # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
+            share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)
+            averaged = losses_BT.sum() / (
+                inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * share
+            )
+            self._measure("value_loss", averaged.detach())
+            return loss + value.coef * averaged
 
     def _measure(self, name: str, value: torch.Tensor) -> None:
         """A number of this rank for TRL's means over ranks and passes."""

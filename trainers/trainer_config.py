@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainers.client_config import Count, Positive, Section, Share
+from trainers.quantization import Quantization
 
+QUANTISED_TOLERANCE = 0.5  # nats; of the small policy a token moves by 0.1 in 8 bits, by 0.6 in 4
 BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
 
 
@@ -45,6 +47,10 @@ class Trainer(Section):
         "0: none, and training waits for each step's dialogues.",
     )
     micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
+    micro_batch_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of one pass: what has more is taken in several; none: only dialogues are counted.",
+    )
     learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="Course of the learning rate."
@@ -132,6 +138,26 @@ def trainer_conflicts(trainer: Trainer, dtype: str, devices: int) -> list[str]:
             "or set trainer.max_staleness to 0"
         )
     return [*problems, *_algorithm_conflicts(trainer)]
+
+
+def quantised_conflicts(trainer: Trainer, quantization: Quantization) -> list[str]:
+    """What follows from a sampler that holds the weights as they were before they were quantised."""
+    if quantization == "none":
+        return []
+    problems = []
+    if trainer.logprob_tolerance < QUANTISED_TOLERANCE:
+        problems.append(
+            f"trainer.logprob_tolerance: {trainer.logprob_tolerance:g} can't hold with policy.quantization, since the "
+            f"sampler's weights are not quantised; raise it to {QUANTISED_TOLERANCE:g} or more"
+        )
+    if trainer.importance_correction == "none":
+        problems.append(
+            "trainer.importance_correction: none leaves out that the sampler's weights are not quantised "
+            "(policy.quantization); set token_truncate"
+        )
+    if trainer.deepspeed:
+        problems.append("trainer.deepspeed: can't share out quantised weights; remove it, or policy.quantization")
+    return problems
 
 
 def _algorithm_conflicts(trainer: Trainer) -> list[str]:

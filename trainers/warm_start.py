@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import Tokenizer
+from trainers.quantization import quantization_config, widen_adapter
 from trainers.run_folder import MetricsLog
 from trainers.train import TrainSettings, lora_config
 from trainers.warm_start_config import WarmStart
@@ -60,7 +61,9 @@ def warm_start(
         train_dataset=Dataset.from_list([{"input_ids": one.ids, "labels": labels_of(one)} for one in dialogues]),
         processing_class=tokenizer,
         peft_config=lora_config(settings),
+        quantization_config=quantization_config(settings.quantization, settings.dtype),
     )
+    widen_adapter(trainer.model)
     if trainer.is_world_process_zero():
         (run_dir / METRICS).unlink(missing_ok=True)
     trainer.remove_callback(PrinterCallback)

@@ -103,6 +103,18 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
             "32 dialogues a step (cards_per_step x dialogues_per_card) are no multiple",
         ),
         (["policy.dtype=bfloat16"], "trainer.logprob_tolerance", "raise it to 0.01 or more"),
+        (["trainer.micro_batch_tokens=1000"], "trainer.micro_batch_tokens", "policy.context_tokens (1024)"),
+        (["policy.quantization=4bit"], "trainer.logprob_tolerance", "raise it to 0.5 or more"),
+        (
+            ["policy.quantization=8bit", "trainer.logprob_tolerance=1", "trainer.importance_correction=none"],
+            "trainer.importance_correction",
+            "set token_truncate",
+        ),
+        (
+            ["policy.quantization=8bit", "trainer.logprob_tolerance=1", "trainer.deepspeed=configs/deepspeed/x.json"],
+            "trainer.deepspeed",
+            "remove it, or policy.quantization",
+        ),
         (["rewards=[{name: emotion}, {name: emotion}]"], "rewards", "named twice"),
         (["rewards=[{name: format-think}]"], "rewards", "format-think rewards a format that policy.format (plain)"),
         (["policy.format_required=true"], "policy.format_required", "no format that a reply could break"),

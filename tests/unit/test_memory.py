@@ -103,6 +103,32 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others() -> None:
     assert device.parts["activations"] == 200 * (2 * 4 * 4 + kept + 2 * 4 * 8)
 
 
+def test_a_pass_of_so_many_tokens_bounds_the_activations_but_never_below_one_dialogue() -> None:
+    """Eight dialogues of 100 tokens in passes of at most 250."""
+    settings = {"micro_batch": 8, "minibatches": 1}
+    bounded = config(devices={"training": [0]}, trainer={**settings, "micro_batch_tokens": 250})
+    kept = 4 * 177 + 32
+    assert estimate_memory(bounded, TINY)[0].parts["activations"] == 250 * (2 * kept + 2 * 4 * 8)
+    thinking = {"format": "think", "format_required": True, "context_tokens": 100, "max_new_tokens": 10}
+    four = {"policy": thinking, "dialogue": {"max_turns": 4}}
+    [alone] = estimate_memory(config(trainer={"micro_batch": 1, "minibatches": 1}, **four), TINY)
+    [longer] = estimate_memory(config(trainer={**settings, "micro_batch_tokens": 200}, **four), TINY)
+    assert longer.parts["activations"] == alone.parts["activations"]  # of 250 tokens
+
+
+@pytest.mark.parametrize(("quantization", "of_a_weight"), [("8bit", 1.0), ("4bit", 0.5 + 1 / 64 + 4 / (64 * 256))])
+def test_quantised_weights_are_those_of_the_blocks_and_the_engine_s_stay_whole(
+    quantization: str, of_a_weight: float
+) -> None:
+    """2 x 144 numbers in the blocks' linear layers, of 404 in all; the widest layer has 32."""
+    policy = {"context_tokens": 100, "max_new_tokens": 10, "quantization": quantization}
+    trainer = {"micro_batch": 2, "minibatches": 1, "logprob_tolerance": 0.5}
+    devices = {"training": [0], "engine": [0]}
+    [device] = estimate_memory(config(devices=devices, policy=policy, trainer=trainer), TINY)
+    assert device.parts["base weights"] == (404 - 288 + 32) * 4 + round(288 * of_a_weight)
+    assert device.parts["engine weights"] == 404 * 4
+
+
 def test_in_bf16_the_adapter_has_a_copy_and_the_rest_is_half_as_wide() -> None:
     policy = {"context_tokens": 100, "max_new_tokens": 10, "dtype": "bfloat16"}
     trainer = {"micro_batch": 2, "minibatches": 1, "logprob_tolerance": 1}
