@@ -23,6 +23,7 @@ from trainers.policy_server import PolicyServer
 from trainers.samples import Sample, blank_sample, build_sample
 from trainers.scoring import score_row
 from trainers.usage import DialogueUsage, usage_of
+from trainers.watch import repetition
 
 LONGEST_REASON = 400  # characters of why a dialogue has no total, in a message
 Reward = Callable[[Trajectory], Awaitable[Score]]
@@ -180,3 +181,25 @@ def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
         "tokens": sum(len(reply.ids) for reply in replies),
         "truncated": sum(reply.truncated for reply in replies),
     }
+
+
+def rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and rates over a step's rows; a mean over nothing is None."""
+    played = [row for row in rows if not row["failed"]]
+    replies = sum(row["turns"] for row in rows)
+    return {
+        "mean_final_emotion": _mean([row["final_emotion"] for row in played]),
+        "reward": _mean([row["total"] for row in played if row["total"] is not None]),
+        "dialogues": len(rows),
+        "error_rate": 1 - len(played) / len(rows),
+        "none_rate": sum(row["total"] is None for row in played) / len(played) if played else None,
+        "turns": _mean([row["turns"] for row in played]),
+        "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
+        "tokens": sum(row["tokens"] for row in rows),
+        "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
+        "repetition": repetition(row["replies"] for row in rows),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

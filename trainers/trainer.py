@@ -43,13 +43,12 @@ from trainers.packing import Likelihoods, Positions, padded_segments
 from trainers.policy_server import Sampled, engine_line
 from trainers.quantization import widen_adapter
 from trainers.rollout_queue import RolloutQueue, Version
-from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
+from trainers.rollouts import Rollout, RolloutWorker, check_budget, rates, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
 from trainers.sampler_check import difference_on, importance_ratios, largest_difference
 from trainers.usage import USAGE, DialogueUsage, usage_line
 from trainers.value_head import ValueHead
-from trainers.watch import repetition
 from trainers.watching import Watcher
 
 PROBE_TOKENS = 16
@@ -155,7 +154,7 @@ class DialogueTrainer(GRPOTrainer):
             "step": step,
             "policy_version": self._sampled_by.name,
             "staleness": staleness,
-            **_rates(rows),
+            **rates(rows),
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
             "rewards": reward_numbers(scores, self._group_size, self._history, self._rule),
@@ -386,28 +385,6 @@ def _roll_out(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
 def _recorded_total(prompts: list[str], total: list[float | None], **_: Any) -> list[float | None]:
     """TRL wants a reward; ours is recorded already and becomes credit later, so this feeds TRL's own logs only."""
     return [0.0 if value is None else value for value in total]
-
-
-def _rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and rates over a step's rows; a mean over nothing is None."""
-    played = [row for row in rows if not row["failed"]]
-    replies = sum(row["turns"] for row in rows)
-    return {
-        "mean_final_emotion": _mean([row["final_emotion"] for row in played]),
-        "reward": _mean([row["total"] for row in played if row["total"] is not None]),
-        "dialogues": len(rows),
-        "error_rate": 1 - len(played) / len(rows),
-        "none_rate": sum(row["total"] is None for row in played) / len(played) if played else None,
-        "turns": _mean([row["turns"] for row in played]),
-        "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
-        "tokens": sum(row["tokens"] for row in rows),
-        "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
-        "repetition": repetition(row["replies"] for row in rows),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 OnStep = Callable[[dict[str, Any]], None]
