@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +24,13 @@ from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation, Schedule
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
+from trainers.ranks import world_size
 from trainers.rollouts import Compare, MakeClient, Player, Reward, RolloutWorker
 from trainers.run_numbers import DEFAULT_RULE, read_history
 from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
+from trainers.zero import placement, whole_models_again
 
 RATIO_CAP = 3.0  # TRL's own: a token, or a sequence, is weighted by at most so much, or left out
 FINAL_ADAPTER = Path("adapters") / "final"
@@ -54,6 +55,7 @@ class TrainSettings:
     lr_schedule: str = "constant"
     warmup_steps: int = 0  # optimizer steps
     weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     beta: float = 0.04  # KL to the policy that training starts from
     epsilon: float = 0.2  # clipping of the likelihood ratio
@@ -71,6 +73,7 @@ class TrainSettings:
     concurrency: int = 32
     report_to: tuple[str, ...] = ()
     deepspeed: Path | None = None
+    rank_timeout: float = 1800.0  # seconds; see trainers/ranks.py
     deadline_seconds: float | None = None  # of one dialogue
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2
@@ -121,7 +124,7 @@ def train(
     if watcher:
         watcher.resume(run_dir / METRICS)
     credit = credit or GroupRelative(settings.group_size)
-    with asyncio.Runner() as runner:
+    with whole_models_again(), asyncio.Runner() as runner:
         trainer = DialogueTrainer(
             **_policy(settings, args, model_dir, start, credit),
             args=args,
@@ -200,7 +203,7 @@ def lora_config(settings: TrainSettings) -> LoraConfig:
 
 def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
     """TRL's arguments. Raises InputError when rows, micro-batches and minibatches don't divide."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     micro_batches, left_over = divmod(settings.rows, settings.micro_batch * world)
     if left_over or not micro_batches or micro_batches % settings.minibatches:
         raise InputError(
@@ -214,7 +217,8 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(run_dir / CHECKPOINTS),
         seed=settings.seed,
-        use_cpu=settings.device == "cpu",
+        **placement(settings.deepspeed, on_gpu=settings.device == "cuda"),
+        ddp_timeout=int(settings.rank_timeout),
         bf16=settings.dtype == "bfloat16",
         model_init_kwargs={"dtype": settings.dtype},
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -229,6 +233,7 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         lr_scheduler_type=settings.lr_schedule,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         beta=settings.beta,
         epsilon=settings.epsilon,
@@ -254,5 +259,4 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         save_total_limit=settings.keep_checkpoints,
         disable_tqdm=True,
         report_to=list(settings.report_to) or "none",
-        deepspeed=str(settings.deepspeed) if settings.deepspeed else None,
     )

@@ -69,7 +69,7 @@ class ValueHead:
         return list(self._layer.parameters())
 
     def save(self, folder: Path) -> None:
-        """Write the head's weights into ``folder``, flushed."""
+        """Write the head's weights, which must be whole here, into ``folder``, flushed."""
         state = {name: weight.detach().to("cpu", copy=True) for name, weight in self._layer.state_dict().items()}
         save_file(state, folder / FILE)
         flush(folder / FILE)
