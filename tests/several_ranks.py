@@ -1,8 +1,10 @@
-"""Trains the tiny policy as one rank of as many as the environment says.
+"""Trains the tiny policy in as many ranks as asked, run after run, each rank a fork, so that libraries load once.
 
-Used as ``-m tests.several_ranks MODEL_DIR RUN_DIR OPTIONS``, alone or under a launcher. OPTIONS is JSON: ``algorithm``;
-``deepspeed``: its file; ``url``: a vLLM server's (none: an engine in each rank); ``dies``: [rank, step, how], what
-becomes of a rank while the dialogues of a step are scored; ``resume``; ``timeout`` of the ranks, in seconds.
+``python -m tests.several_ranks MODEL_DIR`` reads runs from stdin, a line of JSON each, and answers with a line of JSON:
+``statuses``, the exit status of each rank (a signal's below 0); ``seconds`` from the first rank's end to the last's.
+What a rank says stands in RUN.RANK.log. Of a run: ``run``, its folder; ``ranks``; ``algorithm``; ``deepspeed``: its
+file; ``url``: a vLLM server's (none: an engine in each rank); ``dies``: [rank, step, how], what becomes of a rank while
+the dialogues of a step are scored; ``resume``; ``timeout`` of the ranks, in seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from envs.trajectory import Score, Trajectory
 from tests.integration.test_ppo import CREDIT, PPO, by_turn
@@ -26,9 +33,8 @@ from trainers.transformers_engine import TransformersEngine
 from trainers.vllm_server import VllmServer
 
 # AdamW divides a gradient by its size, so that the rounding of a gradient near 0 becomes a step of another size. With
-# so much added to the size, what is rounded in a gradient stays what is rounded in its step.
-ADAM_EPSILON = 1e-2
-LEARNING_RATE = 3e-2  # to move as far as the tests of one process do, in spite of it
+# this much added to the size, what is rounding in a gradient stays rounding in its step.
+ADAM_EPSILON = 1e-4
 
 
 class Broken(BaseException):
@@ -49,7 +55,6 @@ def settings_of(options: dict[str, Any]) -> TrainSettings:
         micro_batch=4 // world_size(),
         minibatches=1,
         iterations=2,
-        learning_rate=LEARNING_RATE,
         adam_epsilon=ADAM_EPSILON,
         deepspeed=Path(options["deepspeed"]) if options.get("deepspeed") else None,
         **grpo,
@@ -69,14 +74,14 @@ def dying(rank: int, step: int, how: str) -> Reward:
     return reward
 
 
-def main(model_dir: Path, run_dir: Path, options: dict[str, Any]) -> None:
-    """The same batches of dialogues, whatever the number of ranks."""
+def train_one(model_dir: Path, options: dict[str, Any]) -> None:
+    """One rank of a run: the same batches of dialogues, whatever the number of ranks."""
     with together(options.get("timeout", 240.0), on_gpu=False):
         url = options.get("url")
         train(
             settings_of(options),
             model_dir=model_dir,
-            run_dir=run_dir,
+            run_dir=Path(options["run"]),
             server=VllmServer.connect([url]) if url else TransformersEngine(model_dir),
             templates=kind_templates(model_dir),
             cards=[a_card()],
@@ -88,5 +93,44 @@ def main(model_dir: Path, run_dir: Path, options: dict[str, Any]) -> None:
         )
 
 
+def forked(model_dir: Path, options: dict[str, Any], place: dict[str, str]) -> int:
+    """The process id of a rank whose launcher said ``place``."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        log = os.open(f"{options['run']}.{place.get('RANK', '0')}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(place)
+        train_one(model_dir, options)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(model_dir: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Start the ranks of one run, as a launcher would, and tell how they ended. None of them ends another one."""
+    world, ended = options["ranks"], {}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if world > 1 else {}
+    places = [shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if shared else {}) for rank in range(world)]
+    ranks = [forked(model_dir, options, place) for place in places]
+    while len(ended) < world:
+        child, status = os.wait()
+        ended[child] = (os.waitstatus_to_exitcode(status), time.monotonic())
+    times = [moment for _, moment in ended.values()]
+    return {"statuses": [ended[rank][0] for rank in ranks], "seconds": max(times) - min(times)}
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(run(Path(sys.argv[1]), json.loads(line))) + "\n")
+        sys.stdout.flush()

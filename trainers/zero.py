@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +26,11 @@ def placement(deepspeed: Path | None, *, on_gpu: bool) -> dict[str, Any]:
         return {"use_cpu": not on_gpu, "deepspeed": str(deepspeed) if deepspeed else None}
     if not torch.distributed.is_initialized():
         raise InputError(f"trainer.deepspeed: {deepspeed} is for several training processes; start them, or remove it")
-    os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed as engine
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
+    set_accelerator(CPU_Accelerator())  # it would take a GPU where there is one
     # Compiled on the spot, it would take a compiler and a minute, for calls that training doesn't make.
     engine.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine.init_distributed("gloo", verbose=False)
