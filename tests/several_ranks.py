@@ -4,7 +4,7 @@
 ``statuses``, the exit status of each rank (a signal's below 0); ``seconds`` from the first rank's end to the last's.
 What a rank says stands in RUN.RANK.log. Of a run: ``run``, its folder; ``ranks``; ``algorithm``; ``deepspeed``: its
 file; ``url``: a vLLM server's (none: an engine in each rank); ``dies``: [rank, step, how], what becomes of a rank while
-the dialogues of a step are scored; ``resume``; ``timeout`` of the ranks, in seconds.
+the dialogues of a step are scored; ``start``: an adapter to go on from; ``resume``; ``timeout`` in seconds.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def train_one(model_dir: Path, options: dict[str, Any]) -> None:
             make_client=ByteClient,
             reward=dying(*options["dies"]) if options.get("dies") else by_turn,
             credit=CREDIT if options["algorithm"] == "ppo" else GroupRelative(4),
+            start=Path(options["start"]) if options.get("start") else None,
             resume=options.get("resume", False),
         )
 

@@ -197,8 +197,9 @@ def together(timeout: float, *, on_gpu: bool) -> Iterator[Ranks]:
 
 def _meet(ranks: Ranks, on_gpu: bool) -> Any:
     """The store through which the ranks hear of each other."""
-    from torch import distributed
+    import torch
 
+    distributed: Any = torch.distributed
     limit = timedelta(seconds=ranks._timeout)
     try:
         store, rank, world = next(distributed.rendezvous("env://", timeout=limit))

@@ -30,7 +30,7 @@ from trainers.run_numbers import DEFAULT_RULE, read_history
 from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
-from trainers.zero import placement, whole_models_again
+from trainers.zero import placement, same_type, whole_models_again
 
 RATIO_CAP = 3.0  # TRL's own: a token, or a sequence, is weighted by at most so much, or left out
 FINAL_ADAPTER = Path("adapters") / "final"
@@ -148,6 +148,7 @@ def train(
 
 def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
     """Train to the end, from ``checkpoint`` on where there is one, and write the adapter to ``final``."""
+    same_type(trainer)
     if checkpoint and trainer.value_head:
         trainer.value_head.load(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -11,7 +11,9 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl.distributed import DistributedBackend
 
 from envs.errors import InputError
 
@@ -37,6 +39,16 @@ def placement(deepspeed: Path | None, *, on_gpu: bool) -> dict[str, Any]:
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=True).distributed_type = DistributedType.DEEPSPEED
     return {"use_cpu": False, "deepspeed": str(deepspeed), "accelerator_config": {"use_configured_state": True}}
+
+
+def same_type(trainer: Trainer) -> None:
+    """Bring what is trained to the type of the base, before a training of stage 3, which gathers both together.
+
+    DeepSpeed steps on fp32 copies of its own.
+    """
+    if DistributedBackend(trainer.accelerator).is_zero3:
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        model.to(model.get_base_model().dtype)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from trainers.run_files import COMPLETE
 from trainers.train import FINAL_ADAPTER
 from trainers.value_head import FILE
 from trainers.vllm_server import VllmServer, VllmSettings
+from trainers.warm_start import WARM_ADAPTER
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]
@@ -48,7 +49,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     log_file = tmp_path_factory.mktemp("logs") / "vllm.log"
-    with VllmServer.start(VllmSettings(model_dir, log_file, max_model_len=256, threads=1)) as started:
+    with VllmServer.start(VllmSettings(model_dir, log_file, max_model_len=1024, threads=1)) as started:
         yield started
 
 
@@ -153,6 +154,16 @@ def test_the_adapter_of_zero_3_answers_in_peft_and_in_vllm_as_that_of_one_proces
     assert in_vllm(three) == pytest.approx(in_vllm(one), abs=1e-4)
 
 
+def test_two_ranks_of_zero_3_go_on_from_an_adapter_as_one_process_does(trained: Trained, ranks: Ranks):
+    """The adapter is then also the reference of the KL divergence, which stands beside it."""
+    given = {"algorithm": "grpo", "start": str(trained("grpo", 1) / FINAL_ADAPTER)}
+    assert ranks.train("start-1", 1, **given)["statuses"] == [0]
+    assert ranks.train("start-2", 2, **given, deepspeed=ZERO[3])["statuses"] == [0, 0], ranks.told("start-2", 0)[-3000:]
+    one, two = (adapter(ranks.root / name / FINAL_ADAPTER) for name in ("start-1", "start-2"))
+    assert sampled(ranks.root / "start-2") == sampled(ranks.root / "start-1")
+    assert max(float((weight - two[name]).abs().max()) for name, weight in one.items()) < TOLERANCE
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_that_a_rank_broke_goes_on_from_its_checkpoint_to_the_same_adapter(
     trained: Trained, ranks: Ranks, server: VllmServer, stage: int
@@ -185,30 +196,30 @@ def test_a_rank_that_dies_in_training_ends_the_other_with_the_cause(ranks: Ranks
         assert f"RunError: rank {rank}" in told and "lost" in told
 
 
-def test_a_whole_run_trains_on_two_ranks_of_zero_3_and_is_verified(model_dir: Path, server: VllmServer, tmp_path: Path):
-    config = [
-        f"run.dir={tmp_path}",
-        "run.name=zero3",
-        f"policy.model={model_dir}",
-        "policy.context_tokens=256",
-        "policy.max_new_tokens=8",
-        f"engine.urls=[{server.urls[0]}]",
-        "dialogue.max_turns=1",
-        "cards.languages=[en]",
-        "trainer.steps=1",
-        "trainer.cards_per_step=2",
-        "trainer.dialogues_per_card=2",
-        "trainer.minibatches=1",
-        "trainer.micro_batch=2",
-        f"trainer.deepspeed={ZERO[3]}",
-        "trainer.rank_timeout=240",
-    ]
-    command = [sys.executable, *TORCHRUN, "-m", "scripts.attune", "train", "--json", *config]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+def test_a_whole_run_with_a_warm_start_trains_on_two_ranks_of_zero_3_and_is_verified(model_dir, server, tmp_path):
+    said = {"role": "assistant", "content": "I hear how much that weighs on you."}
+    rows = [{"messages": [{"role": "user", "content": f"It rained {days} days."}, said]} for days in range(4)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {
+        "run": {"name": "whole", "dir": str(tmp_path)},
+        "policy": {"model": str(model_dir), "context_tokens": 1000, "max_new_tokens": 8},
+        "cards": {"paths": ["configs/cards/en"]},
+        "dialogue": {"max_turns": 1},
+        "warm_start": {"data": [str(tmp_path / "talks.jsonl")], "epochs": 1, "batch": 4},
+        "trainer": {"steps": 1, "cards_per_step": 2, "dialogues_per_card": 4, "micro_batch": 2, "deepspeed": ZERO[3]},
+        "engine": {"urls": [server.urls[0]]},
+        "evaluation": {"seeds_per_card": 1, "bootstrap_resamples": 100, "split": "dev"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config), encoding="utf-8")
+    command = ["-m", "scripts.attune", "train", "--json", "--config", str(tmp_path / "run.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads(done.stdout[done.stdout.index("{") :])
-    assert summary["verified"] is True
-    (line,) = lines(tmp_path / "zero3" / "metrics.jsonl")
-    assert line["dialogues"] == 4
-    assert all(weight.numel() for weight in adapter(tmp_path / "zero3" / FINAL_ADAPTER).values())
+    assert '"verified": true' in done.stdout
+    (line,) = lines(tmp_path / "whole" / "metrics.jsonl")
+    assert line["dialogues"] == 8 and line["policy_version"] == "whole-v000000"
+    final = adapter(tmp_path / "whole" / FINAL_ADAPTER)
+    assert final.keys() == adapter(tmp_path / "whole" / WARM_ADAPTER).keys()
+    assert all(weight.numel() for weight in final.values())
