@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +220,7 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         output_dir=str(run_dir / CHECKPOINTS),
         seed=settings.seed,
         **placement(settings.deepspeed, on_gpu=settings.device == "cuda"),
-        ddp_timeout=int(settings.rank_timeout),
+        ddp_timeout=math.ceil(settings.rank_timeout),
         bf16=settings.dtype == "bfloat16",
         model_init_kwargs={"dtype": settings.dtype},
         gradient_checkpointing=settings.gradient_checkpointing,

@@ -7,6 +7,7 @@ these are is decided here: the ids are those that the policy sees in rollouts, a
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def _arguments(settings: TrainSettings, term: WarmStart, run_dir: Path) -> SFTCo
         num_train_epochs=term.epochs,
         learning_rate=term.learning_rate,
         lr_scheduler_type="linear",
-        ddp_timeout=int(settings.rank_timeout),
+        ddp_timeout=math.ceil(settings.rank_timeout),
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
