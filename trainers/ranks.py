@@ -116,7 +116,7 @@ class Ranks:
 
     def _why(self, error: BaseException) -> str | None:
         """What another rank has to do with ``error``; None: nothing. A failed call may be but a consequence."""
-        if isinstance(error, RuntimeError) and not isinstance(error, RunError):
+        if isinstance(error, RuntimeError):
             last = time.monotonic() + LOOK_SECONDS
             while not self._cause and time.monotonic() < last:
                 self._cause = self._heard(self._store, SILENT_SECONDS)
@@ -133,6 +133,8 @@ class Ranks:
     def _fail(self, error: BaseException) -> None:
         """Leave the reason to the others, unless one of them was first."""
         reason = str(error).strip() or type(error).__name__
+        if isinstance(error, RuntimeError) and "timed out" in reason.lower():
+            reason += f"; where a rank may be as late as that, raise trainer.rank_timeout={self._timeout:g} s"
         with suppress(RuntimeError):  # the store is gone, and with it everybody who could hear
             self._store.compare_set(FAILED, "", f"rank {self.rank} of {self.world} failed: {reason}")
 

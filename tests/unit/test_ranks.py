@@ -33,13 +33,12 @@ with together({TIMEOUT} if "late" not in sys.argv else 3, on_gpu=False) as ranks
 
 
 def ended(*doings: str, absent: int = 0, further: tuple[str, ...] = ()) -> list[tuple[int, str, float]]:
-    """(exit status, output, seconds) of ranks that meet, do a line of Python each, and sum once more."""
+    """(exit status, output, seconds after the first one's end) of ranks that meet, do a line of Python each, and sum."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"WORLD_SIZE": str(len(doings) + absent), "MASTER_PORT": str(port)}
-    started = time.monotonic()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, *doings, *further],
@@ -50,15 +49,16 @@ def ended(*doings: str, absent: int = 0, further: tuple[str, ...] = ()) -> list[
         )
         for rank in range(len(doings))
     ]
-    found = []
-    try:
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=60)
-            found.append((rank.returncode, output, time.monotonic() - started))
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return found
+    ends: dict[int, float] = {}
+    last = time.monotonic() + 150
+    while len(ends) < len(ranks) and time.monotonic() < last:
+        ends |= {n: time.monotonic() for n, rank in enumerate(ranks) if n not in ends and rank.poll() is not None}
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.kill()
+    first = min(ends.values(), default=0.0)
+    outputs = [rank.communicate()[0] for rank in ranks]
+    return [(rank.returncode, outputs[n], ends.get(n, last) - first) for n, rank in enumerate(ranks)]
 
 
 def test_ranks_that_are_done_end_well_whoever_is_first():
@@ -72,6 +72,12 @@ def test_a_rank_that_fails_ends_the_others_with_its_reason(busy: str):
     assert first == second == 1 and "ValueError: the disk is full" in told
     assert "rank 1 of 2 failed: the disk is full" in heard and "summed" not in heard
     assert seconds < TIMEOUT
+
+
+def test_a_rank_that_is_too_late_for_a_collective_call_ends_both():
+    (first, told, seconds), (second, heard, _) = ended("pass", "time.sleep(60)", further=("late",))
+    assert first == second == 1 and seconds < TIMEOUT
+    assert "rank 0 of 2 failed: " in heard and "raise trainer.rank_timeout=3 s" in heard and "Timed out" in told
 
 
 @pytest.mark.parametrize("killed", [0, 1])
