@@ -303,6 +303,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         lr_schedule=trainer.lr_schedule,
         warmup_steps=trainer.warmup_steps,
         weight_decay=trainer.weight_decay,
+        adam_epsilon=trainer.adam_epsilon,
         max_grad_norm=trainer.max_grad_norm,
         beta=0.0 if trainer.algorithm == "ppo" else trainer.kl,  # PPO's stands in the rewards
         epsilon=trainer.epsilon,
@@ -321,6 +322,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         concurrency=config.dialogue.concurrency,
         report_to=tuple(trainer.report_to),
         deepspeed=trainer.deepspeed,
+        rank_timeout=trainer.rank_timeout,
         deadline_seconds=config.dialogue.deadline_seconds,
         checkpoint_every=trainer.checkpoint_every,
         keep_checkpoints=trainer.keep_checkpoints,

@@ -322,12 +322,6 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
             f"engine.port: {engine.replicas} servers from {engine.port} on would take "
             f"{engine.port + engine.replicas - 1}; name a lower one, at most {LAST_PORT + 1 - engine.replicas}"
         )
-    if len(devices.training) > 1 and not engine.elsewhere and engine.port is None:
-        problems.append(
-            "engine.port: is needed when several devices train: their processes look for the server there; name a port"
-        )
-    if len(devices.training) > 1 and engine.kind == "transformers":
-        problems.append("engine.kind: transformers serves a single training process; use vllm with several devices")
     slots = config.trainer.max_staleness + (2 if devices.engine else 3)
     if engine.kind == "vllm" and engine.max_loras < slots:
         problems.append(
@@ -356,10 +350,28 @@ def _device_conflicts(config: RunConfig) -> list[str]:
         problems.append("devices.engine: must be the same GPUs as devices.training, or none of them")
     if devices.engine and not devices.training:
         problems.append("devices.training: is empty while devices.engine is not; name the GPUs that train")
-    if config.trainer.deepspeed and len(devices.training) < 2:
+    if devices.training:
+        problems += sharing_conflicts(config, len(devices.training))
+    return problems
+
+
+def sharing_conflicts(config: RunConfig, processes: int) -> list[str]:
+    """What ``processes`` that train together can't share, a line each, with the key first."""
+    engine, problems = config.engine, []
+    if processes == 1:
+        alone = "trainer.deepspeed: shares a state out over several training processes; remove it, or train on several"
+        return [alone] if config.trainer.deepspeed else []
+    if not engine.elsewhere and engine.port is None:
         problems.append(
-            "trainer.deepspeed: shares a state out over several devices.training; remove it, or name two or more"
+            "engine.port: is needed when several processes train: they look for the server there; name a port"
         )
+    if engine.kind == "transformers":
+        problems.append("engine.kind: transformers serves a single training process; use vllm with several")
+    for key, source in config.model_sources.items():
+        if source.serve:
+            problems.append(
+                f"{key}.serve: several training processes can't share it; start a server, name its endpoint"
+            )
     return problems
 
 
@@ -372,10 +384,6 @@ def _client_conflicts(config: RunConfig) -> list[str]:
             problems.append(f"{key}.model: is missing beside {key}.reply_model; add it, or name that one as model")
     used = {*config.devices.training, *config.devices.engine}
     for key, source in config.model_sources.items():
-        if source.serve and len(config.devices.training) > 1:
-            problems.append(
-                f"{key}.serve: several training processes can't share it; start a server, name its endpoint"
-            )
         if source.serve and (shared := used & set(source.serve.gpus)):
             problems.append(f"{key}.serve.gpus: GPU {min(shared)} serves or trains the policy; name others")
     return list(dict.fromkeys(problems))

@@ -10,8 +10,9 @@ holds what follows. Where trainer.micro_batch_tokens is set, b T is at most that
                    (P - M) e + M w + h f e    the M numbers in the linear layers of the blocks take w bytes, in 8bit 1,
                                               in 4bit 0.516, and one layer at a time is made whole again
     adapter        4 L, in bf16 6 L           fp32, and its copy in the type that it computes in
-    gradients      4 L / s                    s: training devices when DeepSpeed shares them out, else 1
-    optimizer      8 L / s                    AdamW's two moments
+    gradients      4 L / s                    s: training devices from ZeRO stage 2 on, else 1
+    optimizer      8 L / s                    AdamW's two moments; s: from stage 1 on. At stage 3 base and adapter are
+                                              shared out too, but for 10^9 weights that may be whole at once
     activations    n b T A + 2 e f b T        A = e (2h + 4q + 4f + 7r + T) + 8h bytes a layer and token, or, with
                    n b T h e + b T A          gradient checkpointing, each layer's input and one layer at a time;
                      + 2 e f b T              and the gradients at the widest layer, of base and adapter
@@ -44,6 +45,7 @@ from envs.client_spec import load_spec
 from trainers.client_config import BOOTSTRAP
 from trainers.config import RunConfig
 from trainers.quantization import Quantization
+from trainers.trainer_config import zero_stage
 
 GIB = 2**30
 MEASURED = "memory.json"  # in a run's folder: bytes at the peak of training
@@ -53,6 +55,7 @@ QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
 RUNTIME_GPU = 3 * GIB // 2  # a process's CUDA context, its libraries' workspaces and what the allocator can't use
 RUNTIME_CPU = GIB // 2  # Python with torch
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # of TRL's head; a contract test holds them
+LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters
 CPU_TILES = 8  # without Triton's kernel the head's backward pass keeps so many tensors of a tile's size
 REQUIRED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
@@ -264,7 +267,10 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
     # A warm start stands beside the trained adapter as the reference of the KL divergence.
     copies = 2 if config.warm_start.data and trainer.kl else 1
-    shares = len(config.devices.training) if trainer.deepspeed else 1
+    # ZeRO shares out more with every stage; what a pass needs of stage 3's weights stands whole meanwhile.
+    world, stage = len(config.devices.training) or 1, zero_stage(trainer.deepspeed)
+    optimizer, gradients, weights = (world if stage >= least else 1 for least in (1, 2, 3))
+    live = min(architecture.parameters, LIVE_PARAMETERS) if weights > 1 else 0
     row = row_tokens(config)
     tokens = trainer.micro_batch * row
     if trainer.micro_batch_tokens:
@@ -275,10 +281,10 @@ def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, 
     else:
         activations = tokens * architecture.layers * layer
     return {
-        "base weights": architecture.weight_bytes(each, config.policy.quantization),
-        "adapter": copies * adapter * (4 if each == 4 else 4 + each),
-        "gradients": 4 * adapter // shares,
-        "optimizer": 8 * adapter // shares,
+        "base weights": architecture.weight_bytes(each, config.policy.quantization) // weights + live * each,
+        "adapter": copies * adapter * (4 if each == 4 else 4 + each) // weights,
+        "gradients": 4 * adapter // gradients,
+        "optimizer": 8 * adapter // optimizer,
         "activations": activations + 2 * each * architecture.feed_forward * tokens,
         "logits": _logits(architecture, each, tokens, on_gpu=bool(config.devices.training)),
         "runtime": RUNTIME_GPU if config.devices.training else RUNTIME_CPU,

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.distributed import DistributedBackend
 
 from envs.errors import InputError
 from trainers import peak_memory
@@ -78,11 +79,14 @@ class RunRecord(TrainerCallback):
             self._watcher.hear(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """All files of the checkpoint are written, but the value head's: write it, then say so."""
+        """This rank's files of the checkpoint are written, but the value head's: write it, and say when all are."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if head := self._trainer.value_head:
+            with DistributedBackend(self._trainer.accelerator).gather_params(head.weights):
+                if state.is_world_process_zero:
+                    head.save(folder)
+        self._trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            if head := self._trainer.value_head:
-                head.save(folder)
             # A resumed run makes the reference anew from its start. Where transformers finds an adapter in a folder of
             # its own, it loads only such folders, and would leave the trained adapter as it was at the start.
             shutil.rmtree(folder / REFERENCE, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,6 +98,7 @@ class Trainer(Section):
     value_learning_rate: Positive = Field(
         default=0.02, description="ppo: AdamW's for the value head: about how far a value moves in an optimizer step."
     )
+    adam_epsilon: Positive = Field(default=1e-8, description="AdamW's epsilon, which bounds steps of tiny gradients.")
     max_grad_norm: Positive = Field(default=1.0, description="Gradient clip.")
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: a third more time, far less memory."
@@ -113,7 +115,17 @@ class Trainer(Section):
     error_budget: Share = Field(
         default=0.25, description="The run halts when a larger share of a step's dialogues or scores fails."
     )
-    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training devices.")
+    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training processes.")
+    rank_timeout: Positive = Field(
+        default=1800.0, description="Seconds after which training processes give one up that doesn't come or is silent."
+    )
+
+
+def zero_stage(deepspeed: Path | None) -> int:
+    """The stage of ZeRO in DeepSpeed's file; 0 without one. Raises OSError, ValueError, KeyError or TypeError."""
+    if deepspeed is None:
+        return 0
+    return json.loads(deepspeed.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
 
 
 def trainer_conflicts(trainer: Trainer, dtype: str, devices: int) -> list[str]:

@@ -39,6 +39,8 @@ def train(
         _show_plan(resolved, json)
         return
     summary = run(plan, Told(resolved.trainer.steps).progress, resume=resume, overwrite=overwrite)
+    if not summary:  # a rank but the first, which goes on alone
+        return
     if json:
         print_json(summary)
     else:

@@ -194,14 +194,18 @@ def saved_bytes(sizes: Architecture, dtype: str, rows: int, row: int, rank: int)
     return sum(kept.values())
 
 
-def test_zero_2_shares_out_gradients_and_optimizer_only() -> None:
+@pytest.mark.parametrize(("stage", "parts"), [(2, {}), (3, {"base weights": 2 / 3, "adapter": 2})])
+def test_zero_shares_out_gradients_and_optimizer_and_at_stage_3_weights(stage: int, parts: dict[str, float]) -> None:
+    """At stage 3 a model as small as this may stand whole beside its shares."""
+    file = f"configs/deepspeed/zero{stage}.json"
     two = {"devices": {"training": [0, 1]}, "engine": {"port": 8123}}
     plain = config(**two)
-    shared = config(**two, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": "x.json"})
+    shared = config(**two, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": file})
     before, after = estimate_memory(plain, TINY)[0].parts, estimate_memory(shared, TINY)[0].parts
     assert {part: before[part] / after[part] for part in before if before[part] != after[part]} == {
         "gradients": 2,
         "optimizer": 2,
+        **parts,
     }
 
 
