@@ -24,6 +24,7 @@ import httpx
 
 from envs.errors import InputError, RunError
 from trainers import supervise
+from trainers.connections import ConnectionStack
 from trainers.policy_server import Sampled, adapter_name, checked
 
 BASE_NAME = "policy"
@@ -296,9 +297,8 @@ class VllmServer:
         """A client for the running event loop: its connections can't be used from another one."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
-            limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
             timeout = httpx.Timeout(self.request_timeout, connect=10.0)
-            transport = httpx.AsyncHTTPTransport(retries=1, limits=limits)
+            transport = ConnectionStack(retries=1, keepalive_expiry=KEEPALIVE_SECONDS)
             self._client, self._loop = httpx.AsyncClient(timeout=timeout, transport=transport), loop
         return self._client
 
