@@ -4,10 +4,10 @@ SEED ?= 0
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint benchmark clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: ## make the virtual environment (done once; later runs return at once)
 	@$(PYTHON) scripts/setup_env.py
@@ -21,6 +21,9 @@ test: setup ## all tests
 lint: setup ## ruff and pyright
 	@.venv/bin/ruff check .
 	@.venv/bin/pyright
+
+benchmark: setup ## rollouts side by side with TRL, lock-step and verifiers (half an hour; QUICK=1: five minutes)
+	@.venv/bin/python scripts/benchmark.py $(if $(QUICK),--quick) --out runs/benchmark.json
 
 clean: ## remove the environment and every cache (runs/ stays)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
