@@ -13,6 +13,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,11 @@ def facts(device: str) -> dict[str, Any]:
     }
 
 
+def _engine_threads() -> int:
+    """Every core but one, which the server's front end and the dialogues need; see docs/benchmark.md."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -67,12 +73,15 @@ def _memory_gib() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def measure(parts: list[str], quick: bool, rounds: int, device: str, others: list[str]) -> dict[str, Any]:
+def measure(
+    parts: Sequence[str], quick: bool, sizes: Sequence[int], rounds: int, device: str, others: Sequence[str]
+) -> dict[str, Any]:
     """Measure the parts that are asked for; each is a key of the report."""
-    config = load_config(CONFIG, ["devices.engine=[0]", "devices.training=[0]"] if device == "cuda" else [])
+    gpu = ["devices.engine=[0]", "devices.training=[0]", "engine.gpu_memory_utilization=0.5"]
+    config = load_config(CONFIG, gpu if device == "cuda" else [f"engine.threads={_engine_threads()}"])
     found: dict[str, Any] = facts(device)
     if {"rollouts", "stream", "scaling"} & set(parts):
-        found |= _against_the_server(config, parts, quick, rounds, device, others)
+        found |= _against_the_server(config, parts, sizes, rounds, device, others)
     if "publish" in parts:
         from scripts.benchmark_parts.publish import measure_publish
 
@@ -90,7 +99,7 @@ def measure(parts: list[str], quick: bool, rounds: int, device: str, others: lis
 
 
 def _against_the_server(
-    config: RunConfig, parts: list[str], quick: bool, rounds: int, device: str, others: list[str]
+    config: RunConfig, parts: Sequence[str], sizes: Sequence[int], rounds: int, device: str, others: Sequence[str]
 ) -> dict[str, Any]:
     from scripts.benchmark_parts import sections
     from scripts.benchmark_parts.overhead import peak_mib
@@ -101,7 +110,6 @@ def _against_the_server(
         found["start_seconds"] = time.perf_counter() - began
         found["block"] = made.bench.server.ideal.block
         if "rollouts" in parts:
-            sizes = (16,) if quick else (16, 64)
             found["rollouts"] = sections.side_by_side(made, sizes, rounds, tell)
             found["after_publish"] = sections.after_publish(made, 16, rounds, tell)
         if "stream" in parts:
@@ -132,14 +140,11 @@ def _overhead(config: RunConfig, quick: bool, rounds: int) -> dict[str, Any]:
 @app.command()
 def benchmark(
     as_json: JsonFlag = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="16 dialogues, one round: ratios in 5 minutes.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="16 dialogues, one round: ratios in 5 minutes.")] = False,
     device: Annotated[str, typer.Option(help="Where the server samples: cpu, or cuda with a GPU.")] = "cpu",
     part: Annotated[list[str] | None, typer.Option(help=f"Only this part, of {', '.join(PARTS)}; repeatable.")] = None,
-    other: Annotated[
-        list[str] | None, typer.Option(help="Beside ours and lock-step: trl, verifiers.")
-    ] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Beside ours and lock-step: trl, verifiers.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Dialogues at once in the part rollouts.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Measure so often, variants in turn.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object here too, over what it says already.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw what was measured into this folder.")] = None,
@@ -147,7 +152,7 @@ def benchmark(
 ) -> None:
     """Measure rollouts, publishing, overhead and resuming on this machine."""
     chosen = part or list(QUICK_PARTS if quick else PARTS)
-    others = list(OTHERS) if other is None else other
+    others: list[str] = [*OTHERS] if other is None else other
     _check(chosen, others, device)
     if device == "cuda" and not _has_gpu():
         stderr.print("there is no GPU here: nothing was measured")
@@ -155,9 +160,10 @@ def benchmark(
     elif old:
         found = json.loads(old.read_text(encoding="utf-8"))
     else:
-        found = measure(chosen, quick, rounds or (1 if quick else 3), device, others)
+        sizes = size or ([16] if quick else [16, 64])
+        found = measure(chosen, quick, sizes, rounds or (1 if quick else 3), device, others)
     if out and not old:
-        found = (json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}) | found
+        found = merged(json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}, found)
     found["targets"] = reports.targets(found)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +179,15 @@ def benchmark(
         stdout().print(reports.targets_table(found["targets"]))
 
 
-def _check(parts: list[str], others: list[str], device: str) -> None:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """An older report with the parts of a newer one in their places; rollouts of other sizes stay."""
+    measured = {row["size"] for row in new.get("rollouts") or ()}
+    kept = [row for row in old.get("rollouts") or () if row["size"] not in measured]
+    rows = [*kept, *(new.get("rollouts") or ())]
+    return old | new | ({"rollouts": rows} if rows else {})
+
+
+def _check(parts: Sequence[str], others: Sequence[str], device: str) -> None:
     checks = ((parts, PARTS, "part"), (others, OTHERS, "other"), ([device], ("cpu", "cuda"), "device"))
     for given, known, flag in checks:
         if wrong := next((each for each in given if each not in known), None):

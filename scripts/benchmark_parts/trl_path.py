@@ -21,8 +21,9 @@ import httpx
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import qwen2_5_chat_template
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from scripts.benchmark_parts.variants import Bench, counted, sample_batch
 from scripts.benchmark_parts.work import GROUP, Played, Talk
@@ -41,7 +42,7 @@ def play_trl(bench: Bench, work: Sequence[Talk], model_dir: str) -> Played:
             return trainer.generation_seconds
 
         played = counted(bench, work, generate, own_prompts=False)
-    calls = sum(environment.turn for environment in trainer.environments)
+    calls = sum(environment.turn for environment in trainer.environments or ())
     if calls != played.turns:
         raise RuntimeError(f"TRL's loop asked the clients {calls} times, not {played.turns}")
     return played
@@ -142,7 +143,7 @@ def _trainer(bench: Bench, work: Sequence[Talk], model_dir: str, folder: str) ->
     )
     call_ids = [*tokenizer.encode(CALL, add_special_tokens=False), tokenizer.eos_token_id]
     trainer.use_vllm, trainer.vllm_mode = True, "server"
-    trainer.vllm_generation = _Generation(bench, turns, call_ids)
+    trainer.vllm_generation = _Generation(bench, turns, call_ids)  # type: ignore[assignment]
     trainer._last_loaded_step = 0
     return trainer
 

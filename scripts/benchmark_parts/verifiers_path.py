@@ -13,7 +13,7 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from envs.errors import RunError
 from scripts.benchmark_parts.variants import Bench, counted
@@ -78,7 +78,7 @@ class Verifiers:
 
         return counted(bench, work, ask, own_prompts=False)
 
-    def _ask(self, job: dict[str, object]) -> dict[str, object]:
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()

@@ -181,3 +181,12 @@ def test_without_a_gpu_the_gpu_benchmark_says_so_and_every_target_is_open(
     printed = capsys.readouterr()
     assert "there is no GPU here" in printed.err
     assert {target["met"] for target in json.loads(printed.out)["targets"]} == {None}
+
+
+def test_a_part_that_is_measured_again_takes_the_place_of_the_old_one_and_other_sizes_stay() -> None:
+    old = {"rollouts": [row("ours", 9.0), row("ours", 8.0, size=64)], "stream": [], "block": 128}
+    new = {"rollouts": [row("ours", 1.0)], "block": 32}
+    both = benchmark.merged(old, new)
+    assert [(each["size"], each["seconds"]) for each in both["rollouts"]] == [(64, 8.0), (16, 1.0)]
+    assert both["block"] == 32 and both["stream"] == []
+    assert benchmark.merged(both, {"stream": [1]})["rollouts"] == both["rollouts"]
