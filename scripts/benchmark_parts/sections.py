@@ -14,7 +14,7 @@ from typing import Any
 
 from envs.cards import PersonaCard
 from scripts.benchmark_parts.engine import start
-from scripts.benchmark_parts.variants import Bench, play_lock_step, play_ours
+from scripts.benchmark_parts.variants import Bench, play_lock_step, play_ours, play_stream
 from scripts.benchmark_parts.verifiers_path import VERSIONS, Verifiers, ensure_environment
 from scripts.benchmark_parts.work import LogNormal, Played, Talk, talks
 from trainers.assembly import CACHE, cards_of, chat_templates, policy_dir, policy_server_settings
@@ -96,14 +96,15 @@ def side_by_side(made: Setting, sizes: Sequence[int], rounds: int, tell: Tell) -
     return found
 
 
-def stream(made: Setting, rounds: int, tell: Tell, dialogues: int = STREAM) -> list[dict[str, Any]]:
+def stream(made: Setting, rounds: int, tell: Tell) -> list[dict[str, Any]]:
     """A steady stream of ours with so many in flight, without and with waiting, in turn."""
     found = []
     for round_ in range(rounds):
         for latency in (False, True):
-            played = play_ours(made.bench, made.talks(dialogues, round_, latency), STREAM_IN_FLIGHT)
-            tell(f"stream, round {round_ + 1}, {_told(latency)}: {_rate(played)}")
-            found.append({"latency": latency, "round": round_, **asdict(played)})
+            played = play_stream(made.bench, made.talks(STREAM, round_, latency), STREAM_IN_FLIGHT)
+            rate = played["turns"] / played["seconds"]
+            tell(f"stream, round {round_ + 1}, {_told(latency)}: {rate:.1f} turns/s")
+            found.append({"latency": latency, "round": round_, **played})
     return found
 
 

@@ -73,6 +73,28 @@ def play_ours(
     return counted(bench, work, all_of_them, own_prompts=True, cold=cold)
 
 
+def play_stream(bench: Bench, work: Sequence[Talk], in_flight: int) -> dict[str, float]:
+    """Our rollouts with more dialogues than places: turns, and the seconds that they took, while every place was taken.
+
+    Counted are the dialogues that ended after the first ``in_flight`` had and before the last ``in_flight`` did.
+    """
+    plans = plans_for(work, bench.server, bench.template, Sampling(max_tokens=bench.tokens), None)
+    ended: list[float] = []
+
+    async def all_of_them() -> None:
+        check_played(await run_dialogues(plans, in_flight, on_done=lambda _: ended.append(time.perf_counter())))
+
+    forget_prefixes(bench.server)
+    bench.runner.run(all_of_them())
+    return steady(ended, in_flight, len(work[0].waits))
+
+
+def steady(ended: Sequence[float], in_flight: int, turns: int) -> dict[str, float]:
+    """Dialogues, turns and seconds between the ends of the first and of the last dialogue that count."""
+    first, last = in_flight - 1, len(ended) - in_flight - 1
+    return {"dialogues": last - first, "turns": (last - first) * turns, "seconds": ended[last] - ended[first]}
+
+
 def check_played(played: Sequence[Trajectory]) -> None:
     """Raise RunError with the reason of the first dialogue that failed: a broken one would count as a fast one."""
     if failed := next((trajectory.error for trajectory in played if trajectory.error), None):

@@ -57,7 +57,7 @@ class Verifiers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.terminate()
+        self._process.kill()  # a release may keep SIGTERM for itself
         self._process.wait()
 
     def play(self, bench: Bench, work: Sequence[Talk]) -> Played:

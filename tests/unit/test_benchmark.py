@@ -18,7 +18,7 @@ from scripts import benchmark
 from scripts.benchmark_parts import engine, report
 from scripts.benchmark_parts.overhead import EchoEngine
 from scripts.benchmark_parts.prefix import IdealPrefixes
-from scripts.benchmark_parts.variants import plans_for
+from scripts.benchmark_parts.variants import plans_for, steady
 from scripts.benchmark_parts.work import LogNormal, Played, hidden, spread, talks
 from tests.tiny_policy import a_card, kind_templates, tiny_model
 from trainers.policy import Sampling
@@ -190,3 +190,8 @@ def test_a_part_that_is_measured_again_takes_the_place_of_the_old_one_and_other_
     assert [(each["size"], each["seconds"]) for each in both["rollouts"]] == [(64, 8.0), (16, 1.0)]
     assert both["block"] == 32 and both["stream"] == []
     assert benchmark.merged(both, {"stream": [1]})["rollouts"] == both["rollouts"]
+
+
+def test_a_stream_is_measured_while_every_place_is_taken() -> None:
+    ended = [1.0, 2.0, 3.0, 5.0, 9.0, 20.0]  # with two places: from the second end to the fourth
+    assert steady(ended, 2, turns=4) == {"dialogues": 2, "turns": 8, "seconds": 3.0}
