@@ -4,7 +4,7 @@ SEED ?= 0
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ranks lint clean
+.PHONY: help setup demo test test-ranks lint benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ test-ranks: setup ## one process, DDP, ZeRO-2 and ZeRO-3 train alike, with a rea
 lint: setup ## ruff and pyright
 	@.venv/bin/ruff check .
 	@.venv/bin/pyright
+
+benchmark: setup ## rollouts side by side with TRL, lock-step and verifiers (half an hour; QUICK=1: five minutes)
+	@.venv/bin/python scripts/benchmark.py $(if $(QUICK),--quick) --out runs/benchmark.json
 
 clean: ## remove the environment and every cache (runs/ stays)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -32,7 +32,7 @@ def draw(report: SweepReport, out: Path) -> list[Path]:
 
     written = []
     for name in (LIGHT, DARK):
-        with matplotlib.rc_context(_style(name)):
+        with matplotlib.rc_context(plot_style(name)):
             figure = _figure(report, name)
             for suffix in (".svg", ".png"):
                 path = out / f"{name}{suffix}"
@@ -44,7 +44,8 @@ def draw(report: SweepReport, out: Path) -> list[Path]:
     return written
 
 
-def _style(name: str) -> Any:
+def plot_style(name: str) -> Any:
+    """Matplotlib settings of the light or the dark look."""
     ink, ground, grid = INKS[name]
     return {
         "svg.hashsalt": "attune", "savefig.dpi": 160, "font.size": 10, "font.family": "DejaVu Sans",

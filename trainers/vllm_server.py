@@ -15,6 +15,7 @@ from typing import Any, Self
 import httpx
 
 from envs.errors import InputError, RunError
+from trainers.connections import ConnectionStack
 from trainers.policy_server import EngineReport, Sampled, adapter_name, checked
 from trainers.replicas import Replica, ReplicaFailed, Replicas
 from trainers.vllm_process import BASE_NAME, VllmProcess, VllmSettings, headers_of, message_of, start_all, stop_all
@@ -23,7 +24,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, as the two below
 PUBLISH_TIMEOUT = 120.0
 JOIN_TIMEOUT = 2.0  # until a server that is left out has not answered; each publish waits so long
 # vLLM drops idle connections after 5 s; ours must let go first, or a request meets a closing socket.
-LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+KEEPALIVE_SECONDS = 2.0
 
 
 class VllmServer:
@@ -51,7 +52,8 @@ class VllmServer:
         self._cpu_slots, self._request_timeout = cpu_slots, request_timeout
         headers = self._headers = headers_of(key)
         timeout = httpx.Timeout(PUBLISH_TIMEOUT, connect=CONNECT_TIMEOUT)
-        self._http = httpx.Client(timeout=timeout, limits=LIMITS, headers=headers)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+        self._http = httpx.Client(timeout=timeout, limits=limits, headers=headers)
         # Connections belong to the event loop in which they were made.
         self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
@@ -264,7 +266,7 @@ class VllmServer:
         client = self._clients.get(loop)
         if client is None:
             timeout = httpx.Timeout(self._request_timeout, connect=CONNECT_TIMEOUT)
-            transport = httpx.AsyncHTTPTransport(retries=1, limits=LIMITS)
+            transport = ConnectionStack(retries=1, keepalive_expiry=KEEPALIVE_SECONDS)
             client = httpx.AsyncClient(timeout=timeout, transport=transport, headers=self._headers)
             open_ones = {known: its for known, its in self._clients.items() if not known.is_closed()}
             self._clients = open_ones | {loop: client}

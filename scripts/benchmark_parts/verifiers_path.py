@@ -1,0 +1,86 @@
+"""verifiers against the benchmark's server, each release in a process and an environment of its own.
+
+The environments are made on first use. 0.3.1 is the newest release with ``MultiTurnEnv``, 0.4.0 the newest of all; see
+verifiers_program.py for how each plays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from envs.errors import RunError
+from scripts.benchmark_parts.variants import Bench, counted
+from scripts.benchmark_parts.work import Played, Talk
+from trainers.vllm_server import BASE_NAME
+
+VERSIONS = ("0.3.1", "0.4.0")
+PROGRAM = Path(__file__).with_name("verifiers_program.py")
+
+
+def ensure_environment(release: str, folder: Path, log_file: Path) -> Path:
+    """The Python of an environment with a release of verifiers, made at ``folder`` where there is none.
+
+    Raises RunError when it can't be installed.
+    """
+    python = folder / "bin" / "python"
+    done = folder / "installed"
+    if done.exists():
+        return python
+    venv.create(folder, with_pip=True, clear=True)
+    with log_file.open("ab") as log:
+        command = [str(python), "-m", "pip", "install", "--quiet", f"verifiers=={release}"]
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+            raise RunError(f"verifiers {release} can't be installed; {log_file} says why, or leave it out")
+    done.touch()
+    return python
+
+
+class Verifiers:
+    """The process that plays talks with one release; started once, so that no import is timed."""
+
+    def __init__(self, python: Path, log_file: Path) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._log_file = log_file
+        with log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [python, PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()  # a release may keep SIGTERM for itself
+        self._process.wait()
+
+    def play(self, bench: Bench, work: Sequence[Talk]) -> Played:
+        """All talks at once. Raises RunError when verifiers fails or plays other turns than it was given."""
+        job = {
+            "url": f"{bench.server.url}/v1",
+            "model": BASE_NAME,
+            "system": bench.system_prompt,
+            "tokens": bench.tokens,
+            "talks": [{"opening": talk.opening, "answers": talk.answers, "waits": talk.waits} for talk in work],
+        }
+
+        async def ask() -> float:
+            answer = self._ask(job)
+            if answer.get("turns") != sum(len(talk.waits) for talk in work):
+                raise RunError(f"verifiers did not play the talks: {answer}; see {self._log_file}")
+            return float(answer["seconds"])
+
+        return counted(bench, work, ask, own_prompts=False)
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": "the process ended"}
