@@ -33,7 +33,7 @@ with together({TIMEOUT} if "late" not in sys.argv else 3, on_gpu=False) as ranks
 
 
 def ended(*doings: str, absent: int = 0, further: tuple[str, ...] = ()) -> list[tuple[int, str, float]]:
-    """(exit status, output, seconds after the first one's end) of ranks that meet, do a line of Python each, and sum."""
+    """(exit status, output, seconds after the first end) of ranks that meet, do a line of Python each, and sum."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
