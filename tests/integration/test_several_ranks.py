@@ -49,7 +49,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     log_file = tmp_path_factory.mktemp("logs") / "vllm.log"
-    with VllmServer.start(VllmSettings(model_dir, log_file, max_model_len=1024, threads=1)) as started:
+    with VllmServer.start(VllmSettings(model_dir, log_file, max_model_len=1024, max_loras=8, threads=1)) as started:
         yield started
 
 
