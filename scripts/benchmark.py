@@ -102,6 +102,7 @@ def _against_the_server(
     config: RunConfig, parts: Sequence[str], sizes: Sequence[int], rounds: int, device: str, others: Sequence[str]
 ) -> dict[str, Any]:
     from scripts.benchmark_parts import sections
+    from scripts.benchmark_parts.machine import started_processes_peak_mib
     from scripts.benchmark_parts.overhead import peak_mib
 
     found: dict[str, Any] = {}
@@ -116,7 +117,7 @@ def _against_the_server(
             found["stream"] = sections.stream(made, rounds, tell)
         if "scaling" in parts:
             found["scaling"] = sections.scaling(made, IN_FLIGHT, tell)
-        found["peak_mib"] = {"benchmark": peak_mib(), "started": sections.started_processes_peak_mib()}
+        found["peak_mib"] = {"benchmark": peak_mib(), "started": started_processes_peak_mib()}
     return found
 
 
