@@ -102,6 +102,7 @@ def _against_the_server(
     config: RunConfig, parts: Sequence[str], sizes: Sequence[int], rounds: int, device: str, others: Sequence[str]
 ) -> dict[str, Any]:
     from scripts.benchmark_parts import sections
+    from scripts.benchmark_parts.machine import started_processes_peak_mib
     from scripts.benchmark_parts.overhead import peak_mib
 
     found: dict[str, Any] = {}
@@ -111,12 +112,13 @@ def _against_the_server(
         found["block"] = made.bench.server.ideal.block
         if "rollouts" in parts:
             found["rollouts"] = sections.side_by_side(made, sizes, rounds, tell)
-            found["after_publish"] = sections.after_publish(made, 16, rounds, tell)
         if "stream" in parts:
             found["stream"] = sections.stream(made, rounds, tell)
         if "scaling" in parts:
             found["scaling"] = sections.scaling(made, IN_FLIGHT, tell)
-        found["peak_mib"] = {"benchmark": peak_mib(), "started": sections.started_processes_peak_mib()}
+        if "rollouts" in parts:  # last, since the base can't be sampled from when adapters have taken every slot
+            found["after_publish"] = sections.after_publish(made, 16, rounds, tell)
+        found["peak_mib"] = {"benchmark": peak_mib(), "started": started_processes_peak_mib()}
     return found
 
 

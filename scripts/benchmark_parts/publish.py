@@ -58,11 +58,11 @@ def measure_publish(folder: Path, device: str, rounds: int) -> dict[str, Any]:
         "adapters": {},
     }
     with start(settings) as server:
+        found["full"] = _full(server, model, base, rounds)  # first, while no adapter has taken a slot
         for rank in RANKS:
             found["adapters"][str(rank)] = _adapters(server, model, folder / "runs" / f"rank{rank}", rank, rounds)
             part = found["adapters"][str(rank)]
             part["share_of_full_bytes"] = part["bytes"] / found["full_bytes"]
-        found["full"] = _full(server, model, base, rounds)
     return found
 
 

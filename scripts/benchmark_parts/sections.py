@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -102,7 +101,7 @@ def stream(made: Setting, rounds: int, tell: Tell) -> list[dict[str, Any]]:
     for round_ in range(rounds):
         for latency in (False, True):
             played = play_stream(made.bench, made.talks(STREAM, round_, latency), STREAM_IN_FLIGHT)
-            rate = played["turns"] / played["seconds"]
+            rate = (played["turns"] or 0) / (played["seconds"] or 1)
             tell(f"stream, round {round_ + 1}, {_told(latency)}: {rate:.1f} turns/s")
             found.append({"latency": latency, "round": round_, **played})
     return found
@@ -152,30 +151,10 @@ def write_random_adapter(model_dir: Path, path: Path, seed: int) -> Path:
     return path
 
 
-def started_processes_peak_mib() -> float:
-    """The peaks of all processes that this one started and that still run, added up, in MiB; 0 without a /proc."""
-    parents: dict[int, int] = {}
-    peaks: dict[int, float] = {}
-    for entry in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = dict(line.split(":", 1) for line in entry.read_text().splitlines() if ":" in line)
-        except OSError:  # it ended meanwhile
-            continue
-        each = int(lines["Pid"])
-        parents[each] = int(lines["PPid"])
-        peaks[each] = int(lines.get("VmHWM", "0 kB").split()[0]) / 1024
-
-    def below(each: int) -> bool:
-        while (each := parents.get(each, 0)) and each != os.getpid():
-            pass
-        return each == os.getpid()
-
-    return sum(peak for each, peak in peaks.items() if below(each))
-
-
 def _told(latency: bool) -> str:
     return "clients take their time" if latency else "clients answer at once"
 
 
 def _rate(played: Played) -> str:
-    return f"{played.turns_per_second:.1f} turns/s ({played.seconds:.1f} s)"
+    others = "" if played.others is None else f", others used {played.others:.0%} of the cores"
+    return f"{played.turns_per_second:.1f} turns/s ({played.seconds:.1f} s{others})"

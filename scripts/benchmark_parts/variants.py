@@ -24,6 +24,7 @@ from scripts.benchmark_parts.engine import (
     forget_prefixes,
     prefix_counters,
 )
+from scripts.benchmark_parts.machine import Others
 from scripts.benchmark_parts.work import Played, StubClient, Talk, spec_of
 from trainers.chat_template import ChatTemplate
 from trainers.policy import PolicySupporter, Sampling
@@ -73,7 +74,7 @@ def play_ours(
     return counted(bench, work, all_of_them, own_prompts=True, cold=cold)
 
 
-def play_stream(bench: Bench, work: Sequence[Talk], in_flight: int) -> dict[str, float]:
+def play_stream(bench: Bench, work: Sequence[Talk], in_flight: int) -> dict[str, float | None]:
     """Our rollouts with more dialogues than places: turns, and the seconds that they took, while every place was taken.
 
     Counted are the dialogues that ended after the first ``in_flight`` had and before the last ``in_flight`` did.
@@ -85,8 +86,9 @@ def play_stream(bench: Bench, work: Sequence[Talk], in_flight: int) -> dict[str,
         check_played(await run_dialogues(plans, in_flight, on_done=lambda _: ended.append(time.perf_counter())))
 
     forget_prefixes(bench.server)
-    bench.runner.run(all_of_them())
-    return steady(ended, in_flight, len(work[0].waits))
+    with Others() as others:
+        bench.runner.run(all_of_them())
+    return {**steady(ended, in_flight, len(work[0].waits)), "others": others.share}
 
 
 def steady(ended: Sequence[float], in_flight: int, turns: int) -> dict[str, float]:
@@ -168,7 +170,8 @@ def counted(
         forget_prefixes(bench.server)
     ideal_before = bench.server.ideal.tokens
     hits, queries = prefix_counters(bench.server.url)
-    seconds = bench.runner.run(play())
+    with Others() as others:
+        seconds = bench.runner.run(play())
     more_hits, more_queries = prefix_counters(bench.server.url)
     return Played(
         dialogues=len(work),
@@ -178,4 +181,5 @@ def counted(
         prefix_hits=more_hits - hits,
         prefix_queries=more_queries - queries,
         prefix_ideal=bench.server.ideal.tokens - ideal_before if own_prompts else None,
+        others=others.share,
     )

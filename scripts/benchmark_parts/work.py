@@ -124,7 +124,8 @@ class Played:
     """What one variant did with some talks. ``seconds`` of wall clock; ``waited``: of all clients, added up.
 
     ``prefix_hits``, ``prefix_queries``: tokens by vLLM's counters; ``prefix_ideal``: the hits that there could have
-    been; None where the variant sends text or another prompt.
+    been; None where the variant sends text or another prompt. ``others``: the share of all cores that other
+    processes used meanwhile.
     """
 
     dialogues: int
@@ -134,6 +135,7 @@ class Played:
     prefix_hits: int = 0
     prefix_queries: int = 0
     prefix_ideal: int | None = None
+    others: float | None = None
 
     @property
     def turns_per_second(self) -> float:

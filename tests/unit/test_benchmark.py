@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from math import exp, log
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from envs.dialogue import run_dialogues
 from envs.errors import RunError
 from scripts import benchmark
-from scripts.benchmark_parts import engine, report
+from scripts.benchmark_parts import engine, machine, report
 from scripts.benchmark_parts.overhead import EchoEngine
 from scripts.benchmark_parts.prefix import IdealPrefixes
 from scripts.benchmark_parts.variants import plans_for, steady
@@ -195,3 +198,21 @@ def test_a_part_that_is_measured_again_takes_the_place_of_the_old_one_and_other_
 def test_a_stream_is_measured_while_every_place_is_taken() -> None:
     ended = [1.0, 2.0, 3.0, 5.0, 9.0, 20.0]  # with two places: from the second end to the fourth
     assert steady(ended, 2, turns=4) == {"dialogues": 2, "turns": 8, "seconds": 3.0}
+
+
+def test_what_others_use_is_what_the_machine_did_less_what_we_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, own, clock = iter([10.0, 16.0]), iter([3.0, 5.0]), iter([100.0, 104.0])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(machine, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    with machine.Others() as others:
+        pass
+    assert others.share == 0.5  # 6 - 2 seconds of work in 4 seconds on two cores
+
+
+def test_a_process_that_we_started_is_ours_and_one_that_we_did_not_is_not() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        ours = {int(folder.name) for folder in machine.own_processes()}
+        assert {os.getpid(), child.pid} <= ours and os.getppid() not in ours
+        child.kill()
