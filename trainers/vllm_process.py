@@ -96,6 +96,8 @@ class VllmSettings:
         environment = {name: value for name, value in os.environ.items() if name not in left_out}
         environment |= {KEY_VARIABLE: self.key} if self.key else {}
         environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # Far above ours: on a busy machine we may read an answer seconds after the server has begun to count.
+        environment |= {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
         if self.device == "cpu":
             environment |= {
                 "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
