@@ -33,6 +33,19 @@ class Others:
             self.share = max(0.0, foreign / seconds / (os.cpu_count() or 1))
 
 
+def settle(longest: float = 15.0, quiet: float = 0.1) -> None:
+    """Wait until the cores have been idle but for ``quiet`` of them for half a second, or ``longest`` seconds.
+
+    What a variant leaves behind, and vLLM's scheduler, which spins for a second after its last step, must not count for
+    the next one. Returns at once without a /proc.
+    """
+    last = time.monotonic() + longest
+    while (before := _busy_seconds()) is not None and time.monotonic() < last:
+        time.sleep(0.5)
+        if ((_busy_seconds() or 0.0) - before) / 0.5 / (os.cpu_count() or 1) < quiet:
+            return
+
+
 def _busy_seconds() -> float | None:
     """Seconds that all cores together have worked since the machine started."""
     if not (PROC / "stat").exists():

@@ -82,13 +82,18 @@ def setting(config: RunConfig, device: str, others: Sequence[str], tell: Tell) -
 
 
 def side_by_side(made: Setting, sizes: Sequence[int], rounds: int, tell: Tell) -> list[dict[str, Any]]:
-    """Every variant on the same talks, in turn, ``rounds`` times; first without waiting, then with it."""
+    """Every variant on the same talks, in turn, ``rounds`` times; first without waiting, then with it.
+
+    Each round begins with another variant, so that none always follows the same one.
+    """
     found = []
     for round_ in range(rounds):
         for size in sizes:
             for latency in (False, True):
                 work = made.talks(size, round_, latency)
-                for name, variant in made.variants.items():
+                names = list(made.variants)
+                for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+                    variant = made.variants[name]
                     played = variant(work)
                     tell(f"round {round_ + 1}, {size} dialogues, {_told(latency)}: {name} {_rate(played)}")
                     found.append({"variant": name, "size": size, "latency": latency, "round": round_, **asdict(played)})

@@ -24,7 +24,7 @@ from scripts.benchmark_parts.engine import (
     forget_prefixes,
     prefix_counters,
 )
-from scripts.benchmark_parts.machine import Others
+from scripts.benchmark_parts.machine import Others, settle
 from scripts.benchmark_parts.work import Played, StubClient, Talk, spec_of
 from trainers.chat_template import ChatTemplate
 from trainers.policy import PolicySupporter, Sampling
@@ -86,6 +86,7 @@ def play_stream(bench: Bench, work: Sequence[Talk], in_flight: int) -> dict[str,
         check_played(await run_dialogues(plans, in_flight, on_done=lambda _: ended.append(time.perf_counter())))
 
     forget_prefixes(bench.server)
+    settle()
     with Others() as others:
         bench.runner.run(all_of_them())
     return {**steady(ended, in_flight, len(work[0].waits)), "others": others.share}
@@ -169,6 +170,7 @@ def counted(
     if cold:
         forget_prefixes(bench.server)
     ideal_before = bench.server.ideal.tokens
+    settle()
     hits, queries = prefix_counters(bench.server.url)
     with Others() as others:
         seconds = bench.runner.run(play())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
 from trainers.connections import ConnectionStack
+from trainers.vllm_server import KEEPALIVE_SECONDS, VllmSettings
 
 
 class CountingServer:
@@ -96,3 +98,8 @@ def test_nobody_there_is_an_error_and_no_hang() -> None:
                     await client.get("http://127.0.0.1:9/")
 
     asyncio.run(play())
+
+
+def test_the_server_keeps_an_idle_connection_much_longer_than_we_do() -> None:
+    environment = VllmSettings(Path("model"), Path("log")).environment()
+    assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 10 * KEEPALIVE_SECONDS
