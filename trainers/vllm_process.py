@@ -88,8 +88,7 @@ class VllmSettings:
             options["--max-num-batched-tokens"] = max(self.max_model_len, PREFILL_TOKENS)
             flags.append("--no-enable-chunked-prefill")
         given = [str(part) for pair in options.items() for part in pair]
-        server = "trainers.vllm_entry" if self.device == "cpu" else "vllm.entrypoints.openai.api_server"
-        return [sys.executable, "-m", server, *given, *flags, *self.extra_args]
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *self.extra_args]
 
     def environment(self) -> dict[str, str]:
         """The server's environment: this process's, with what vLLM needs and without what a launcher set."""
