@@ -1,4 +1,4 @@
-"""The benchmark as pictures: turns/s of each variant, and how they grow with dialogues in flight; light and dark."""
+"""The benchmark as pictures: turns/s of each variant, and, where measured, by dialogues in flight; light and dark."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ def draw(report: dict[str, Any], out: Path) -> list[Path]:
 def _figure(report: dict[str, Any], palette: tuple[str, ...]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    scaling = report.get("scaling")
+    figure = Figure(figsize=(10.5 if scaling else 7.5, 4.4), layout="constrained")
+    if not scaling:
+        _bars(figure.subplots(), report.get("rollouts") or [], palette)
+        return figure
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     _bars(left, report.get("rollouts") or [], palette)
-    _scaling(right, report.get("scaling") or [], palette)
+    _scaling(right, scaling, palette)
     return figure
 
 
