@@ -4,10 +4,10 @@ SEED ?= 0
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint benchmark clean
+.PHONY: help setup demo test test-ranks lint benchmark clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## make the virtual environment (done once; later runs return at once)
 	@$(PYTHON) scripts/setup_env.py
@@ -15,8 +15,11 @@ setup: ## make the virtual environment (done once; later runs return at once)
 demo: setup ## the whole loop, card to released adapter, in runs/demo (SEED=n: runs/demo-n)
 	@.venv/bin/attune demo --seed $(SEED)
 
-test: setup ## all tests
+test: setup ## all tests but those of several ranks
 	@.venv/bin/python -m pytest
+
+test-ranks: setup ## one process, DDP, ZeRO-2 and ZeRO-3 train alike, with a real vLLM
+	@.venv/bin/python -m pytest -m ranks
 
 lint: setup ## ruff and pyright
 	@.venv/bin/ruff check .

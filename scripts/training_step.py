@@ -6,11 +6,10 @@ that a run goes through, from the likelihoods of the rows to the optimizer's ste
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +21,12 @@ from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import selective_log_softmax
 
 from envs.trajectory import ClientTurn, Score, Stop, Trajectory
-from trainers.credit import GroupRelative
+from trainers.background import BackgroundLoop
+from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation
 from trainers.memory import Architecture
 from trainers.policy_server import PolicyServer
-from trainers.rollouts import Rollout, RolloutWorker
+from trainers.rollouts import Played, Rollout, RolloutWorker
 from trainers.samples import Sample
 from trainers.train import TrainSettings, lora_config, training_arguments
 from trainers.trainer import DialogueTrainer
@@ -101,7 +101,8 @@ class _Rows:
     def __init__(self, samples: Sequence[Sample]) -> None:
         opening = ClientTurn(text="", emotion=40, written_change=0, change=0)
         blank = {"card_id": "random", "card_hash": "", "spec": "", "spec_hash": "", "seed": 0, "turns": ()}
-        count = self.group_size = len(samples)
+        count = self.group_size = self.concurrency = len(samples)
+        self.server = cast(PolicyServer, _NoServer())
         self._rollout = Rollout(
             trajectories=tuple(
                 Trajectory(dialogue_id=f"random-{row}", opening=opening, stop=Stop.TURN_LIMIT, **blank)
@@ -114,7 +115,10 @@ class _Rows:
             score_seconds=0.0,
         )
 
-    async def run(self, *_: Any) -> Rollout:
+    async def play(self, *_: Any) -> Played:
+        return Played(self._rollout.trajectories, self._rollout.usages)
+
+    async def score(self, *_: Any) -> Rollout:
         return self._rollout
 
 
@@ -122,6 +126,7 @@ class _NoServer:
     """Takes adapters and samples nothing."""
 
     in_process = True
+    left_out: Mapping[str, str] = {}
 
     def publish(self, adapter_dir: Path) -> str:
         return adapter_dir.name
@@ -129,12 +134,15 @@ class _NoServer:
     def retire(self, name: str) -> None:
         pass
 
+    def report(self) -> None:
+        return None
+
 
 class _Trainer(DialogueTrainer):
     """The trainer, with marks between the likelihoods and the update; ``full_logits`` leaves the fused head out."""
 
     full_logits = False
-    on_likelihoods: Callable[[dict[str, float]], None]
+    on_likelihoods: Callable[[dict[str, float]], None] = staticmethod(lambda seconds: None)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -217,8 +225,8 @@ def training_steps(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     left_over, marks = _allocated(), _Marks()
-    with asyncio.Runner() as runner:
-        trainer = _trainer(settings, sizes, samples, run_dir, runner)
+    with BackgroundLoop() as loop:
+        trainer = random_trainer(settings, sizes, samples, run_dir, loop)
         trainer.full_logits, trainer.on_likelihoods = full_logits, marks.on_likelihoods
         trainer.add_callback(marks)
         trainer.train()
@@ -245,9 +253,15 @@ def _outside() -> int | None:
     return total - free - torch.cuda.memory_reserved()
 
 
-def _trainer(
-    settings: TrainSettings, sizes: Architecture, samples: Sequence[Sample], run_dir: Path, runner: asyncio.Runner
+def random_trainer(
+    settings: TrainSettings,
+    sizes: Architecture,
+    samples: Sequence[Sample],
+    run_dir: Path,
+    loop: BackgroundLoop,
+    credit: CreditAssigner | None = None,
 ) -> _Trainer:
+    """The trainer on a random model of these sizes, with ``samples`` for every rollout; credit: None: by group."""
     args = training_arguments(settings, run_dir)
     args.model_init_kwargs, args.save_strategy = None, SaveStrategy.NO
     words = Tokenizer(models.WordLevel({"end": 0, "word": 1}, unk_token="word"))
@@ -258,10 +272,9 @@ def _trainer(
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="end"),
         peft_config=lora_config(settings),
         worker=cast(RolloutWorker, _Rows(samples)),
-        credit=GroupRelative(settings.group_size),
+        credit=credit or GroupRelative(settings.group_size),
         schedule=Rotation(["random"], "", settings.seed, settings.cards_per_step),
-        server=cast(PolicyServer, _NoServer()),
-        runner=runner,
+        loop=loop,
         run_dir=run_dir,
         limits=settings.limits,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class ScriptedServer:
     """Answers with the given ids, one list a request, and keeps what it was asked. An exhausted script raises."""
 
     in_process = True
+    left_out: Mapping[str, str] = {}
 
     def __init__(self, replies: Sequence[Sequence[int]]) -> None:
         self._replies = [tuple(ids) for ids in replies]
@@ -117,6 +118,7 @@ class ScriptedServer:
         max_tokens: int,
         temperature: float,
         stop_ids: Sequence[int] = (),
+        session: int | None = None,
     ) -> Sampled:
         """The next reply; a reply that doesn't end on a stop id was cut off."""
         ids = self._replies.pop(0)
@@ -132,6 +134,12 @@ class ScriptedServer:
 
     def retire(self, name: str) -> None:
         """Nothing to unload."""
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """Nothing to take over."""
+
+    def report(self) -> None:
+        """There is one engine."""
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,30 +30,52 @@ TRAINED, REFERENCE = "default", "ref"  # the names that PEFT and TRL give them
 class AdapterSync:
     """Stands where TRL keeps its vLLM generation: TRL calls ``sync_weights`` before a rollout with new weights.
 
-    ``name`` is the adapter to sample with, on every rank. The newest ``window`` versions stay published, with their
-    files.
+    ``name`` is the adapter to sample with, on every rank. A version is let go of when ``max_staleness`` newer ones
+    and one more are published: no dialogue in flight is older.
     """
 
-    def __init__(self, trainer: GRPOTrainer, server: PolicyServer, directory: Path, window: int = 2) -> None:
-        self._trainer, self._server, self._directory, self._window = trainer, server, directory, window
-        self._published: list[tuple[str, Path]] = []
-        self.name: str | None = None
+    def __init__(self, trainer: GRPOTrainer, server: PolicyServer, directory: Path, max_staleness: int = 0) -> None:
+        self._trainer, self._server, self._directory, self._window = trainer, server, directory, max_staleness + 1
+        self._published: dict[str, Path] = {}  # oldest first
+        self._files: dict[str, Path] = {}
+        self.name: str | None = None  # None: nothing is published yet
         self.seconds = 0.0
 
     def sync_weights(self) -> None:
         """Write the current adapter, publish it under a new name, and let go of versions older than the window."""
         started = time.monotonic()
-        # The first rank says where: another one might look when the folder is already there.
-        place = [str(_unused(self._directory / f"v{self._trainer.state.global_step:06d}"))]
-        broadcast_object_list(place, from_process=0)
-        path = Path(place[0])
+        path = self._place(f"v{self._trainer.state.global_step:06d}")
         write_adapter(self._trainer, path)
+        self.name = self._publish_everywhere(path)
+        self.seconds = time.monotonic() - started
+
+    def keep(self, name: str, folder: Path) -> None:
+        """Keep the files of a published version below ``folder``, on a rank that publishes."""
+        _link(self._published[name], folder / self._published[name].name)
+
+    def adopt(self, folder: Path) -> str:
+        """Publish a version that was kept in ``folder`` under a new name, which is returned. A collective call."""
+        path = self._place(folder.name)
+        if self._trainer.accelerator.is_main_process:
+            _link(folder, path)
+        self._trainer.accelerator.wait_for_everyone()
+        return self._publish_everywhere(path)
+
+    def _place(self, name: str) -> Path:
+        """An unused folder. The first rank says which: another one might look when it is already there."""
+        place = [str(_unused(self._directory / name))]
+        broadcast_object_list(place, from_process=0)
+        return Path(place[0])
+
+    def _publish_everywhere(self, path: Path) -> str:
         # A failure on one rank has to be heard on all.
-        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome(None, None)])
-        self.name = outcomes[0].name
+        outcomes: list[_Outcome] = gather_object([self._publish(path) if self._publishes else _Outcome()])
         if problem := next((outcome.problem for outcome in outcomes if outcome.problem), None):
             raise RunError(problem)
-        self.seconds = time.monotonic() - started
+        name = str(outcomes[0].name)
+        if not self._publishes:
+            self._server.follow(name, outcomes[0].left_out or {})
+        return name
 
     @property
     def _publishes(self) -> bool:
@@ -61,18 +85,18 @@ class AdapterSync:
     def _publish(self, path: Path) -> _Outcome:
         try:
             name = self._server.publish(path)
-            self._published.append((name, path))
+            self._published[name] = path
             while len(self._published) > self._window:
-                old, files = self._published.pop(0)
+                old = next(iter(self._published))
                 self._server.retire(old)
-                self._delete(files)
+                self._delete(self._published.pop(old))
         except RunError as error:
-            return _Outcome(None, str(error))
-        return _Outcome(name, None)
+            return _Outcome(problem=str(error))
+        return _Outcome(name, left_out=dict(self._server.left_out))
 
     def close(self) -> None:
         """Retire what is still published and delete the files of all versions, those of a stopped run too."""
-        for name, _ in self._published:
+        for name in self._published:
             self._server.retire(name)
         self._published.clear()
         for path in self._directory.glob("v*"):
@@ -83,11 +107,22 @@ class AdapterSync:
             shutil.rmtree(path)
 
 
-class _Outcome(NamedTuple):
-    """What came of publishing: the adapter's name, or what went wrong."""
+def _link(source: Path, target: Path) -> None:
+    """Give the complete, never changing files of ``source`` a second place, at the price of a copy at most."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except OSError:  # file systems without hard links
+        shutil.copytree(source, target, dirs_exist_ok=True)
 
-    name: str | None
-    problem: str | None
+
+class _Outcome(NamedTuple):
+    """What came of publishing: the adapter's name, or what went wrong; and the servers without it, and why."""
+
+    name: str | None = None
+    problem: str | None = None
+    left_out: Mapping[str, str] | None = None
 
 
 def reference_adapter(model: PeftModel) -> str | None:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from trainers.run_folder import model_identity
 if TYPE_CHECKING:
     from trainers.chat_template import ChatTemplate
     from trainers.train import TrainSettings
-    from trainers.vllm_server import VllmServer, VllmSettings
+    from trainers.vllm_process import VllmProcess, VllmSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -103,34 +104,34 @@ def served_name(folder: Path, model: str) -> str:
     return f"{'bootstrap' if model == BOOTSTRAP else identity['name']}@{(identity['sha256'] or 'unhashed')[:12]}"
 
 
-def serve_model(config: RunConfig, model: ServedModel, folder: Path, name: str, log_file: Path) -> VllmServer:
+def serve_model(config: RunConfig, model: ServedModel, folder: Path, name: str, log_file: Path) -> VllmProcess:
     """A server for a client's model, ready to answer chats; the caller closes it. Raises InputError or RunError."""
-    from trainers.vllm_server import VllmServer, VllmSettings
+    from trainers.vllm_process import VllmSettings, start_all
 
     # Between the fields of an answer a weak model may write spaces without end.
     extra = ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
     if model.model == BOOTSTRAP:  # shorter dialogues were all it saw; longer prompts are no worse than its words
         extra += ("--hf-overrides", json.dumps({"max_position_embeddings": model.context_tokens}))
-    return VllmServer.start(
-        VllmSettings(
-            model_dir=folder,
-            log_file=log_file,
-            served_name=name,
-            chat_template=model.chat_template or (CHATML if model.model == BOOTSTRAP else None),
-            max_loras=0,
-            device="cuda" if model.gpus else "cpu",
-            dtype=model.dtype,
-            max_model_len=model.context_tokens,
-            kv_cache_gib=model.kv_cache_gib,
-            threads=model.threads,
-            gpus=tuple(model.gpus),
-            tensor_parallel=max(1, len(model.gpus)),
-            gpu_memory_utilization=model.gpu_memory_utilization,
-            start_timeout=config.engine.start_timeout,
-            request_timeout=config.engine.request_timeout,
-            extra_args=extra,
-        )
+    settings = VllmSettings(
+        model_dir=folder,
+        log_file=log_file,
+        served_name=name,
+        chat_template=model.chat_template or (CHATML if model.model == BOOTSTRAP else None),
+        max_loras=0,
+        device="cuda" if model.gpus else "cpu",
+        dtype=model.dtype,
+        max_model_len=model.context_tokens,
+        kv_cache_gib=model.kv_cache_gib,
+        threads=model.threads,
+        gpus=tuple(model.gpus),
+        tensor_parallel=max(1, len(model.gpus)),
+        gpu_memory_utilization=model.gpu_memory_utilization,
+        start_timeout=config.engine.start_timeout,
+        request_timeout=config.engine.request_timeout,
+        extra_args=extra,
     )
+    [process] = start_all([settings])
+    return process
 
 
 def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
@@ -147,16 +148,36 @@ def start_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicySe
     if engine.urls_env:  # a job starts them at the same time as the run
         return join_server(config, model_dir, log_file)
     if engine.urls:
-        return VllmServer.connect(engine.urls, engine.request_timeout, engine_key(config))
-    return VllmServer.start(policy_server_settings(config, model_dir, log_file))
+        return VllmServer.connect(engine.urls, engine.request_timeout, engine_key(config), every=False)
+    return VllmServer.start(*own_servers(config, model_dir, log_file))
+
+
+def own_servers(config: RunConfig, model_dir: Path, log_file: Path) -> list[VllmSettings]:
+    """How the run starts its servers: GPUs are shared out between them, and each has a log of its own.
+
+    The first one's is ``log_file``; they listen from `engine.port` on.
+    """
+    engine, each = config.engine, config.engine.tensor_parallel
+    one = policy_server_settings(config, model_dir, log_file)
+    return [
+        replace(
+            one,
+            log_file=log_file.with_stem(f"{log_file.stem}_{number}") if number else log_file,
+            port=engine.port + number if engine.port else None,
+            gpus=one.gpus[number * each : (number + 1) * each],
+        )
+        for number in range(engine.replicas)
+    ]
 
 
 def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -> VllmSettings:
-    """How a server for the policy is started: one copy of the model, at `engine.port` on loopback, on engine GPUs.
+    """How a server for the policy is started: one copy of the model, at `engine.port` on loopback, on all engine GPUs.
+
+    On a CPU several servers share the cores.
 
     Raises InputError when the key is asked for and missing.
     """
-    from trainers.vllm_server import VllmSettings
+    from trainers.vllm_process import VllmSettings, usable_cores
 
     engine = config.engine
     return VllmSettings(
@@ -170,7 +191,7 @@ def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -
         max_loras=engine.max_loras,
         max_lora_rank=next((rank for rank in LORA_RANKS if rank >= config.lora.rank), config.lora.rank),
         kv_cache_gib=engine.kv_cache_gib,
-        threads=engine.threads,
+        threads=engine.threads or max(1, usable_cores() // engine.replicas),
         gpus=tuple(config.devices.engine),
         tensor_parallel=engine.tensor_parallel,
         gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -208,24 +229,29 @@ def _variable(key: str, name: str | None) -> str | None:
 
 
 def join_server(config: RunConfig, model_dir: Path, log_file: Path) -> PolicyServer:
-    """The server that the first rank starts or was given, once it answers; or an engine of this rank's own.
+    """The servers that the first rank starts or was given, once they answer; or an engine of this rank's own.
 
-    Raises InputError when it never answers, or nobody said where it is.
+    After `engine.start_timeout` those that answer are enough. Raises InputError when none does, or nobody said where
+    they are.
     """
     if config.engine.kind == "transformers":
         return start_server(config, model_dir, log_file)
-    from trainers.vllm_server import HOST, VllmServer
+    from trainers.vllm_process import HOST
+    from trainers.vllm_server import VllmServer
 
     if not config.engine.elsewhere and config.engine.port is None:
         raise InputError("engine.port: is needed by several training processes, which look for the server there")
-    urls = engine_urls(config) or [f"http://{HOST}:{config.engine.port}"]
-    last = time.monotonic() + config.engine.start_timeout
+    urls = engine_urls(config)
+    if config.engine.port and not urls:
+        urls = [f"http://{HOST}:{config.engine.port + number}" for number in range(config.engine.replicas)]
+    last, late = time.monotonic() + config.engine.start_timeout, False
     while True:
         try:
-            return VllmServer.connect(urls, config.engine.request_timeout, engine_key(config))
+            return VllmServer.connect(urls, config.engine.request_timeout, engine_key(config), every=not late)
         except InputError:
-            if time.monotonic() > last:
+            if late:
                 raise
+            late = time.monotonic() > last
             time.sleep(1.0)
 
 
@@ -272,10 +298,12 @@ def train_settings(config: RunConfig) -> TrainSettings:
         micro_batch=trainer.micro_batch,
         minibatches=trainer.minibatches,
         iterations=trainer.iterations,
+        max_staleness=trainer.max_staleness,
         learning_rate=trainer.learning_rate,
         lr_schedule=trainer.lr_schedule,
         warmup_steps=trainer.warmup_steps,
         weight_decay=trainer.weight_decay,
+        adam_epsilon=trainer.adam_epsilon,
         max_grad_norm=trainer.max_grad_norm,
         beta=0.0 if trainer.algorithm == "ppo" else trainer.kl,  # PPO's stands in the rewards
         epsilon=trainer.epsilon,
@@ -286,13 +314,15 @@ def train_settings(config: RunConfig) -> TrainSettings:
         lora_alpha=lora.alpha,
         lora_targets=lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),
         dtype=policy.dtype,
+        quantization=policy.quantization,
         device="cuda" if config.devices.training else "cpu",
         gradient_checkpointing=trainer.gradient_checkpointing,
         sampling=Sampling(policy.max_new_tokens, policy.temperature, policy.context_tokens),
-        limits=Limits(trainer.logprob_tolerance, trainer.error_budget),
+        limits=Limits(trainer.logprob_tolerance, trainer.error_budget, trainer.micro_batch_tokens),
         concurrency=config.dialogue.concurrency,
         report_to=tuple(trainer.report_to),
         deepspeed=trainer.deepspeed,
+        rank_timeout=trainer.rank_timeout,
         deadline_seconds=config.dialogue.deadline_seconds,
         checkpoint_every=trainer.checkpoint_every,
         keep_checkpoints=trainer.keep_checkpoints,

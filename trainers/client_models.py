@@ -137,7 +137,7 @@ class ModelPool:
         self._stack.callback(server.close)
         timeout = self.config.engine.request_timeout
         return EndpointSpec(
-            base_url=f"{server.urls[0]}/v1", model=name, concurrency=model.concurrency, request_timeout=timeout
+            base_url=f"{server.url}/v1", model=name, concurrency=model.concurrency, request_timeout=timeout
         )
 
     def _cache(self, path: Path) -> ResponseCache:

@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 from envs.cards import Language, Split
 from trainers.client_config import BOOTSTRAP, Client, Count, Gpus, ModelSource, Positive, Section, Share
 from trainers.curriculum_config import Curriculum, curriculum_conflicts
+from trainers.quantization import Quantization
 from trainers.reward_config import DeadSignals, Gates, JudgeTerm, RewardTerm, WatchTerm
-from trainers.trainer_config import Trainer, trainer_conflicts
+from trainers.trainer_config import Trainer, quantised_conflicts, trainer_conflicts
 from trainers.warm_start_config import WarmStart, warm_start_conflicts
 
+LAST_PORT = 65535
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -52,6 +54,10 @@ class Policy(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Type of the frozen weights; the adapter is fp32."
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="Bits of the frozen weights that train, by bitsandbytes; the sampler's stay whole.",
     )
     system_prompt: Path | None = Field(
         default=None,
@@ -118,19 +124,24 @@ class Engine(Section):
     key_env: EnvironmentVariable | None = Field(
         default=None, description="Environment variable that holds the servers' key; none: they ask for none."
     )
-    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="Port of the server, on loopback; none: a free one."
+    port: Annotated[int, Field(ge=1, le=LAST_PORT)] | None = Field(
+        default=None, description="Port of the server, on loopback; further ones take those after it. None: free ones."
     )
-    max_loras: int = Field(default=4, ge=2, description="Adapter slots: one in use, one spare, and one more on a CPU.")
+    max_loras: int = Field(
+        default=4, ge=2, description="Adapter slots: trainer.max_staleness + 2, and one more on a CPU."
+    )
     start_timeout: Positive = Field(default=300, description="Seconds until a server that isn't ready has failed.")
     request_timeout: Positive = Field(default=120, description="Seconds until a request has failed.")
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9, description="Share of each engine GPU that vLLM takes."
     )
+    replicas: Count = Field(default=1, description="Servers that the run starts, each with a copy of the model.")
     tensor_parallel: Count = Field(default=1, description="GPUs that share one copy of the model.")
     enforce_eager: bool = Field(default=True, description="No compiled graphs: starts faster, samples slower on a GPU.")
-    kv_cache_gib: Count = Field(default=1, description="CPU only: memory for keys and values.")
-    threads: Count | None = Field(default=None, description="CPU only: threads of the server; none: every core.")
+    kv_cache_gib: Count = Field(default=1, description="CPU only: memory of each server for keys and values.")
+    threads: Count | None = Field(
+        default=None, description="CPU only: threads of each server; none: the cores, shared out."
+    )
 
     @property
     def elsewhere(self) -> bool:
@@ -217,6 +228,7 @@ class RunConfig(Section):
         problems = [
             *_policy_conflicts(self),
             *trainer_conflicts(self.trainer, self.policy.dtype, max(1, len(self.devices.training))),
+            *quantised_conflicts(self.trainer, self.policy.quantization),
             *curriculum_conflicts(self.curriculum),
             *warm_start_conflicts(self.warm_start, self.trainer.micro_batch, max(1, len(self.devices.training))),
             *_reward_conflicts(self),
@@ -235,6 +247,11 @@ def _policy_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             f"policy.max_new_tokens: {policy.max_new_tokens} leaves no room in policy.context_tokens "
             f"({policy.context_tokens}); lower the first or raise the second"
+        )
+    if (most := config.trainer.micro_batch_tokens) and most < policy.context_tokens:
+        problems.append(
+            f"trainer.micro_batch_tokens: one dialogue may have more, policy.context_tokens ({policy.context_tokens}); "
+            "raise the first to that, or lower the second"
         )
     problems += _format_conflicts(config)
     if config.lora.dropout > 0:
@@ -292,19 +309,33 @@ def _engine_conflicts(config: RunConfig) -> list[str]:
         problems.append(
             "engine.port: has no meaning beside engine.urls, whose servers run already; remove one of the two"
         )
-    if len(devices.training) > 1 and not engine.elsewhere and engine.port is None:
+    if engine.urls and engine.replicas > 1:
         problems.append(
-            "engine.port: is needed when several devices train: their processes look for the server there; name a port"
+            "engine.replicas: has no meaning beside engine.urls, whose servers run already; remove one of the two"
         )
-    if len(devices.training) > 1 and engine.kind == "transformers":
-        problems.append("engine.kind: transformers serves a single training process; use vllm with several devices")
+    if engine.kind == "transformers" and engine.replicas > 1:
+        problems.append(
+            "engine.replicas: transformers is one engine in the training process; remove it, or set engine.kind to vllm"
+        )
+    if engine.port and engine.port + engine.replicas - 1 > LAST_PORT:
+        problems.append(
+            f"engine.port: {engine.replicas} servers from {engine.port} on would take "
+            f"{engine.port + engine.replicas - 1}; name a lower one, at most {LAST_PORT + 1 - engine.replicas}"
+        )
+    slots = config.trainer.max_staleness + (2 if devices.engine else 3)
+    if engine.kind == "vllm" and engine.max_loras < slots:
+        problems.append(
+            f"engine.max_loras: {engine.max_loras} slots are too few for adapters of trainer.max_staleness="
+            f"{config.trainer.max_staleness}; set {slots} or more"
+        )
     bad = [url for url in engine.urls if not url.startswith(("http://", "https://"))]
     if bad:
         problems.append(f"engine.urls: {bad[0]!r} must begin with http:// or https://")
-    if not engine.elsewhere and engine.tensor_parallel != max(1, len(devices.engine)):
+    each, copies, gpus = engine.tensor_parallel, engine.replicas, len(devices.engine)
+    if not engine.elsewhere and (each > 1 if not gpus else each * copies != gpus):
         problems.append(
-            f"engine.tensor_parallel: {engine.tensor_parallel} must equal the number of devices.engine "
-            f"({len(devices.engine)}): the server that the run starts holds one copy of the model"
+            f"engine.tensor_parallel: {each}, for each of engine.replicas ({copies}), must equal the number of "
+            f"devices.engine ({gpus}): each server that the run starts holds one copy of the model; change one of them"
         )
     return problems
 
@@ -319,10 +350,28 @@ def _device_conflicts(config: RunConfig) -> list[str]:
         problems.append("devices.engine: must be the same GPUs as devices.training, or none of them")
     if devices.engine and not devices.training:
         problems.append("devices.training: is empty while devices.engine is not; name the GPUs that train")
-    if config.trainer.deepspeed and len(devices.training) < 2:
+    if devices.training:
+        problems += sharing_conflicts(config, len(devices.training))
+    return problems
+
+
+def sharing_conflicts(config: RunConfig, processes: int) -> list[str]:
+    """What ``processes`` that train together can't share, a line each, with the key first."""
+    engine, problems = config.engine, []
+    if processes == 1:
+        alone = "trainer.deepspeed: shares a state out over several training processes; remove it, or train on several"
+        return [alone] if config.trainer.deepspeed else []
+    if not engine.elsewhere and engine.port is None:
         problems.append(
-            "trainer.deepspeed: shares a state out over several devices.training; remove it, or name two or more"
+            "engine.port: is needed when several processes train: they look for the server there; name a port"
         )
+    if engine.kind == "transformers":
+        problems.append("engine.kind: transformers serves a single training process; use vllm with several")
+    for key, source in config.model_sources.items():
+        if source.serve:
+            problems.append(
+                f"{key}.serve: several training processes can't share it; start a server, name its endpoint"
+            )
     return problems
 
 
@@ -335,10 +384,6 @@ def _client_conflicts(config: RunConfig) -> list[str]:
             problems.append(f"{key}.model: is missing beside {key}.reply_model; add it, or name that one as model")
     used = {*config.devices.training, *config.devices.engine}
     for key, source in config.model_sources.items():
-        if source.serve and len(config.devices.training) > 1:
-            problems.append(
-                f"{key}.serve: several training processes can't share it; start a server, name its endpoint"
-            )
         if source.serve and (shared := used & set(source.serve.gpus)):
             problems.append(f"{key}.serve.gpus: GPU {min(shared)} serves or trains the policy; name others")
     return list(dict.fromkeys(problems))

@@ -5,7 +5,6 @@ Every problem is told at once, each with the file (or the command line), the dot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from envs.errors import InputError
 from trainers.client_config import BOOTSTRAP
 from trainers.config import RunConfig
+from trainers.trainer_config import zero_stage
 
 COMMAND_LINE = "command line"
 # What the same thing is called elsewhere, mostly in TRL.
@@ -207,11 +207,11 @@ def _deepspeed_problems(path: Path | None) -> list[str]:
     if path is None or not path.is_file():
         return []
     try:
-        stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+        stage = zero_stage(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"trainer.deepspeed: {path} is not a DeepSpeed file with zero_optimization.stage ({error!r})"]
     return (
         []
-        if stage in (0, 1, 2)
-        else [f"trainer.deepspeed: {path} asks for ZeRO stage {stage}; the adapter sync needs 0, 1 or 2"]
+        if stage in (0, 1, 2, 3)
+        else [f"trainer.deepspeed: {path} asks for ZeRO stage {stage}; there are 0, 1, 2 and 3"]
     )

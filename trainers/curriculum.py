@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import fsum
 from pathlib import Path
@@ -103,6 +103,13 @@ class Seen(NamedTuple):
     dialogues: float = 0.0
 
 
+class _Choice(NamedTuple):
+    """The groups of a step, and what its line of metrics tells of the choice."""
+
+    groups: list[Group]
+    told: dict[str, Any]
+
+
 Rates = Mapping[Stratum, float]
 SeenBy = Mapping[Stratum, Seen]
 
@@ -114,7 +121,8 @@ class Curriculum:
     ever owed more than H = 1 + 1/2 + ... + 1/K groups, so shares hold over any window of groups up to H, and a stratum
     whose weight is at least w is played at least once in any 1 + H / w groups.
 
-    ``seed``: the run's; ``groups``: of a step. ``record``: the trajectories.jsonl from which a resumed run hears of the
+    ``seed``: the run's; ``groups``: of a step. ``ahead``: how many steps are chosen before the outcomes of the present
+    one are known (``trainer.max_staleness``). ``record``: the trajectories.jsonl from which a resumed run hears of the
     steps before; None: it starts at step 0.
     """
 
@@ -126,6 +134,7 @@ class Curriculum:
         *,
         seed: int,
         groups: int,
+        ahead: int = 0,
         record: Path | None = None,
     ) -> None:
         self._rules, self._seed, self._groups, self._record = rules, seed, groups, record
@@ -136,28 +145,33 @@ class Curriculum:
         self._owed, self._played = dict.fromkeys(self._cards, 0.0), dict.fromkeys(self._cards, 0)
         self._seen: dict[Stratum, Seen] = dict.fromkeys(self._cards, Seen())
         self._step = 0  # the steps before it have been heard of
+        self._chosen: dict[int, _Choice] = {}  # those that have not
+        for step in range(ahead + 1):
+            self._choose(step)
 
     def of(self, step: int) -> list[Group]:
         """The card and the client spec of each group of a step, (groups,). Raises RunError when the record lacks one
         of the steps before."""
-        if step != self._step:
-            self._read_record(step)
-        return [group for group, _, _ in self._choices(self._weights(self._rates()))]
+        if step and self._record:  # a resumed run's first step; one that begins at 0 has no record
+            self._read_record(step, self._record)
+        self._record = None
+        if step not in self._chosen:
+            raise RunError(
+                f"curriculum: the record tells of {self._step} steps; what step {step} plays doesn't follow from it; "
+                "start the run afresh"
+            )
+        return self._chosen[step].groups
 
     def learn(self, step: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Hear how the step's dialogues ended, group by group, and return what its line of metrics tells: for each
-        stratum the groups that it was given, its weight and its failure rate, as estimated before.
+        stratum the groups that it was given, its weight and its failure rate, as estimated when it was chosen.
 
         Raises ValueError when the dialogues aren't those that were chosen.
         """
         if step != self._step:
             raise ValueError(f"after step {self._step - 1} comes step {self._step}, not {step}")
-        rates = self._rates()
-        weights = self._weights(rates)
-        choices = list(self._choices(weights))
-        self._check(step, [group for group, _, _ in choices], outcomes)
-        _, self._owed, self._played = choices[-1]
-        self._step += 1
+        groups, told = self._chosen[step]
+        self._check(step, groups, outcomes)
         keep = 1 - 1 / self._rules.memory
         self._seen = {stratum: Seen(one.failures * keep, one.dialogues * keep) for stratum, one in self._seen.items()}
         for card, spec, emotion in outcomes:
@@ -165,32 +179,37 @@ class Curriculum:
                 stratum, failed = self._stratum[card, spec], emotion < self._failure_below[spec]
                 failures, dialogues = self._seen[stratum]
                 self._seen[stratum] = Seen(failures + failed, dialogues + 1)
-        given = Counter(self._stratum[group] for group, _, _ in choices)
+        self._choose(max(self._chosen) + 1)
+        del self._chosen[step]
+        self._step += 1
+        return {CURRICULUM: told}
+
+    def _choose(self, step: int) -> None:
+        """Choose the groups of a step by what is known now."""
+        rates = failure_rates(self._seen, self._rules.prior)
+        weights = self._weights(rates)
+        groups = [self._next(weights) for _ in range(self._groups)]
+        given = Counter(self._stratum[group] for group in groups)
         told = {
             stratum.name: {"groups": given[stratum], "weight": weights[stratum], "failure_rate": rates[stratum]}
             for stratum in self._cards
         }
-        return {CURRICULUM: told}
+        self._chosen[step] = _Choice(groups, told)
 
-    def _choices(self, weights: Rates) -> Iterator[tuple[Group, dict[Stratum, float], dict[Stratum, int]]]:
-        """The step's groups, each with what every stratum is owed after it and how often it was played."""
-        owed, played = dict(self._owed), dict(self._played)
-        for _ in range(self._groups):
-            owed = {stratum: debt + weights[stratum] for stratum, debt in owed.items()}
-            first = min(owed, key=lambda one: (-round(owed[one], SAME), self._lot(one, played[one])))
-            cards = self._cards[first]
-            turn, place = divmod(played[first], len(cards))
-            card = sorted(cards, key=lambda one: derived_seed(self._seed, first.name, turn, one))[place]
-            owed[first] -= 1
-            played[first] += 1
-            yield (card, first.spec), owed, played
+    def _next(self, weights: Rates) -> Group:
+        """The next group; the strata are owed, and were played, accordingly."""
+        self._owed = {stratum: debt + weights[stratum] for stratum, debt in self._owed.items()}
+        first = min(self._owed, key=lambda one: (-round(self._owed[one], SAME), self._lot(one, self._played[one])))
+        cards = self._cards[first]
+        turn, place = divmod(self._played[first], len(cards))
+        card = sorted(cards, key=lambda one: derived_seed(self._seed, first.name, turn, one))[place]
+        self._owed[first] -= 1
+        self._played[first] += 1
+        return card, first.spec
 
     def _lot(self, stratum: Stratum, played: int) -> int:
         """What decides between strata that are owed the same."""
         return derived_seed(self._seed, "lot", stratum.name, played)
-
-    def _rates(self) -> Rates:
-        return failure_rates(self._seen, self._rules.prior)
 
     def _weights(self, rates: Rates) -> Rates:
         if self._rules.kind == "adaptive":
@@ -208,20 +227,15 @@ class Curriculum:
                     f"{' and '.join(wanted)}"
                 )
 
-    def _read_record(self, step: int) -> None:
-        if self._record and self._step == 0:
-            for number, lines in groupby(read_log(self._record), lambda line: step_of(line.trajectory.dialogue_id)):
-                if number is None or number >= step:
-                    break
-                try:
-                    self.learn(number, [Outcome.of(line.trajectory) for line in lines])
-                except ValueError as error:
-                    raise RunError(f"{self._record}: {error}; the run can't go on from this record") from error
-        if self._step != step:
-            raise RunError(
-                f"{self._record or 'curriculum'}: tells of {self._step} steps, and what step {step} plays follows from "
-                f"{step}; start the run afresh"
-            )
+    def _read_record(self, step: int, record: Path) -> None:
+        """Hear of the recorded steps before ``step``."""
+        for number, lines in groupby(read_log(record), lambda line: step_of(line.trajectory.dialogue_id)):
+            if number is None or number >= step:
+                break
+            try:
+                self.learn(number, [Outcome.of(line.trajectory) for line in lines])
+            except ValueError as error:
+                raise RunError(f"{record}: {error}; the run can't go on from this record") from error
 
 
 def strata_of(cards: Iterable[PersonaCard], specs: Sequence[str]) -> dict[Stratum, list[str]]:
@@ -313,6 +327,7 @@ def recorded_curriculum(
     *,
     seed: int,
     groups: int,
+    ahead: int,
 ) -> Curriculum:
     """The curriculum of a recorded run, before its first step. ``line``: its first line of metrics.jsonl, which names
     the training clients among ``specs``. Raises ValueError when it names none, or not as many as ``rules``."""
@@ -323,4 +338,4 @@ def recorded_curriculum(
             f"curriculum: names {len(named)} client specs, of which specs/ holds {len(players)}; the config names "
             f"{1 + len(rules.clients)}"
         )
-    return Curriculum(rules, cards, players, seed=seed, groups=groups)
+    return Curriculum(rules, cards, players, seed=seed, groups=groups, ahead=ahead)

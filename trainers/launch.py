@@ -17,7 +17,7 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from envs.errors import InputError
-from trainers.config import RunConfig
+from trainers.config import LAST_PORT, RunConfig
 from trainers.config_file import load_config
 from trainers.manifest import MANIFEST
 from trainers.trainer_config import trainer_conflicts
@@ -28,7 +28,6 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "configs" / "launch"
 FILES: dict[Scheduler, str] = {"slurm": "slurm.sh.j2", "skypilot": "skypilot.yaml.j2", "torchrun": "node.sh.j2"}
 URLS_ENV, KEY_ENV = "ATTUNE_ENGINE_URLS", "ATTUNE_ENGINE_KEY"
 RENDEZVOUS_PORT = 29500  # torchrun's own default
-LAST_PORT = 65535
 WARNING_SECONDS = 120  # before a job's time is over
 # What a job decides itself, and what it asks for unless told otherwise: whole nodes, where the GPUs of the
 # configuration are the machine's, no port is taken, and no process is held to one core.
@@ -177,7 +176,7 @@ def _configuration(path: Path | None, overrides: Sequence[str], nodes: int) -> t
 
 
 def replicas(config: RunConfig) -> tuple[Replica, ...]:
-    """The servers of one machine, from `engine.port` on; one on the CPU where `devices.engine` names no GPU.
+    """The servers of one machine, from `engine.port` on; `engine.replicas` where `devices.engine` names no GPU.
 
     Raises InputError when the GPUs can't be shared out, or the ports run out.
     """
@@ -185,7 +184,7 @@ def replicas(config: RunConfig) -> tuple[Replica, ...]:
     if port is None:
         raise InputError("engine.port: is needed by several nodes, which look for the servers there; name a port")
     if not gpus:
-        return (Replica(port, ()),)
+        return tuple(Replica(port + number, ()) for number in range(config.engine.replicas))
     if len(gpus) % each:
         raise InputError(
             f"engine.tensor_parallel: {len(gpus)} devices.engine can't be shared out {each} to a copy; change one"

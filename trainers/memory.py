@@ -4,12 +4,15 @@ With P parameters of the base model, L of the adapter, e bytes per number of the
 b = trainer.micro_batch dialogues of T tokens in a pass (policy.context_tokens; where policy.format has thoughts, each
 of m turns is a segment with its own history, and T is (m + 1) / 2 times as much), n layers, and the sizes h (hidden),
 q = heads x head size, k = key-value heads x head size, f (feed-forward), v (vocabulary), r (rank), a training device
-holds
+holds what follows. Where trainer.micro_batch_tokens is set, b T is at most that, or T where one row is longer.
 
-    base weights   P e                        frozen, so without gradients and optimizer state
+    base weights   P e                        frozen, so without gradients and optimizer state; policy.quantization:
+                   (P - M) e + M w + h f e    the M numbers in the linear layers of the blocks take w bytes, in 8bit 1,
+                                              in 4bit 0.516, and one layer at a time is made whole again
     adapter        4 L, in bf16 6 L           fp32, and its copy in the type that it computes in
-    gradients      4 L / s                    s: training devices when DeepSpeed shares them out, else 1
-    optimizer      8 L / s                    AdamW's two moments
+    gradients      4 L / s                    s: training devices from ZeRO stage 2 on, else 1
+    optimizer      8 L / s                    AdamW's two moments; s: from stage 1 on. At stage 3 base and adapter are
+                                              shared out too, but for 10^9 weights that may be whole at once
     activations    n b T A + 2 e f b T        A = e (2h + 4q + 4f + 7r + T) + 8h bytes a layer and token, or, with
                    n b T h e + b T A          gradient checkpointing, each layer's input and one layer at a time;
                      + 2 e f b T              and the gradients at the widest layer, of base and adapter
@@ -26,7 +29,8 @@ layer. docs/hardware.md compares the estimate with measured peaks.
 
 The engine on a GPU takes its share of the device whatever it needs; keys and values get what P e / t, the adapter slots
 (max_loras L e) and the runtime leave of it, t being the tensor-parallel size. A token's keys and values take
-2 n k e / t bytes. The estimate errs on the large side: it takes every dialogue of a pass at full length.
+2 n k e / t bytes. On a CPU each of the engine's replicas takes all of its parts. The estimate errs on the large side:
+it takes every dialogue of a pass at full length.
 """
 
 from __future__ import annotations
@@ -40,12 +44,18 @@ from typing import Any
 from envs.client_spec import load_spec
 from trainers.client_config import BOOTSTRAP
 from trainers.config import RunConfig
+from trainers.quantization import Quantization
+from trainers.trainer_config import zero_stage
 
 GIB = 2**30
+MEASURED = "memory.json"  # in a run's folder: bytes at the peak of training
 BYTES = {"float32": 4, "bfloat16": 2}
+# Of a weight; in 4 bits with a scale for 64 of them, which is itself in 8 bits, with one in fp32 for 256 scales.
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
 RUNTIME_GPU = 3 * GIB // 2  # a process's CUDA context, its libraries' workspaces and what the allocator can't use
 RUNTIME_CPU = GIB // 2  # Python with torch
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # of TRL's head; a contract test holds them
+LIVE_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters
 CPU_TILES = 8  # without Triton's kernel the head's backward pass keeps so many tensors of a tile's size
 REQUIRED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
@@ -99,6 +109,14 @@ class Architecture:
         block += self.q + 2 * self.k if self.attention_bias else 0
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + embeddings + self.hidden
+
+    def weight_bytes(self, bytes_each: int, quantization: Quantization) -> int:
+        """The frozen weights of a training device, and the layer that is made whole to compute with it."""
+        if quantization == "none":
+            return self.parameters * bytes_each
+        linear = self.layers * sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        whole = max(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        return (self.parameters - linear + whole) * bytes_each + round(linear * QUANTISED_BYTES[quantization])
 
     def adapter_parameters(self, rank: int, targets: str | list[str]) -> int:
         """Parameters of a LoRA adapter: rank x (inputs + outputs) for each layer that has one."""
@@ -225,24 +243,48 @@ def row_tokens(config: RunConfig) -> int:
     return context * (turns + 1) // 2
 
 
+def measured_memory(config: RunConfig, model_dir: Path, folder: Path) -> dict[str, Any] | None:
+    """For summary.json: what training took at its peak, as ``trainers.peak_memory`` wrote it down, beside the estimate
+    of the same; None where nothing was measured. ``of``: allocated, on a GPU, or resident, in a process. The estimate
+    is None where it doesn't know the model; what lies outside torch's allocator is no part of it on a GPU.
+    """
+    path = folder / MEASURED
+    if not path.exists():
+        return None
+    peak = json.loads(path.read_text(encoding="utf-8"))
+    of = "allocated" if "allocated" in peak else "resident"
+    try:
+        parts = _training_parts(config, architecture_of(str(model_dir)))
+    except ArchitectureUnknown:
+        estimate = None
+    else:
+        estimate = sum(parts.values()) - (parts["runtime"] if of == "allocated" else 0)
+    return {"of": of, "peak_bytes": peak[of], "reserved_bytes": peak.get("reserved"), "estimate_bytes": estimate}
+
+
 def _training_parts(config: RunConfig, architecture: Architecture) -> dict[str, int]:
     trainer, each = config.trainer, BYTES[config.policy.dtype]
     adapter = architecture.adapter_parameters(config.lora.rank, config.lora.targets)
     # A warm start stands beside the trained adapter as the reference of the KL divergence.
     copies = 2 if config.warm_start.data and trainer.kl else 1
-    shares = len(config.devices.training) if trainer.deepspeed else 1
+    # ZeRO shares out more with every stage; what a pass needs of stage 3's weights stands whole meanwhile.
+    world, stage = len(config.devices.training) or 1, zero_stage(trainer.deepspeed)
+    optimizer, gradients, weights = (world if stage >= least else 1 for least in (1, 2, 3))
+    live = min(architecture.parameters, LIVE_PARAMETERS) if weights > 1 else 0
     row = row_tokens(config)
     tokens = trainer.micro_batch * row
+    if trainer.micro_batch_tokens:
+        tokens = min(tokens, max(trainer.micro_batch_tokens, row))
     layer = architecture.activation_bytes(each, config.lora.rank, row)
     if trainer.gradient_checkpointing:
         activations = tokens * (architecture.layers * architecture.hidden * each + layer)
     else:
         activations = tokens * architecture.layers * layer
     return {
-        "base weights": architecture.parameters * each,
-        "adapter": copies * adapter * (4 if each == 4 else 4 + each),
-        "gradients": 4 * adapter // shares,
-        "optimizer": 8 * adapter // shares,
+        "base weights": architecture.weight_bytes(each, config.policy.quantization) // weights + live * each,
+        "adapter": copies * adapter * (4 if each == 4 else 4 + each) // weights,
+        "gradients": 4 * adapter // gradients,
+        "optimizer": 8 * adapter // optimizer,
         "activations": activations + 2 * each * architecture.feed_forward * tokens,
         "logits": _logits(architecture, each, tokens, on_gpu=bool(config.devices.training)),
         "runtime": RUNTIME_GPU if config.devices.training else RUNTIME_CPU,
@@ -271,24 +313,25 @@ def _cpu_engine_parts(config: RunConfig, architecture: Architecture) -> dict[str
     if config.engine.elsewhere or config.engine.kind == "transformers":
         return {}
     fixed = _engine_fixed(config, architecture)
-    return {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
+    parts = {**fixed, "KV cache": config.engine.kv_cache_gib * GIB, "engine runtime": RUNTIME_CPU}
+    return {name: config.engine.replicas * size for name, size in parts.items()}
 
 
 def _add_gpu_engine(device: DeviceEstimate, config: RunConfig, architecture: Architecture) -> None:
     """Add the engine's parts. Keys and values get the rest of its share; a negative rest means that it can't start."""
     if config.engine.elsewhere or config.engine.kind == "transformers":
         return
-    policy = config.policy
+    policy, replicas = config.policy, config.engine.replicas
     per_token = architecture.cache_bytes(BYTES[policy.dtype]) // min(
         config.engine.tensor_parallel, architecture.kv_heads
     )
-    wanted = config.dialogue.concurrency * policy.context_tokens * per_token
+    wanted = -(-config.dialogue.concurrency // replicas) * policy.context_tokens * per_token
     fixed = {**_engine_fixed(config, architecture), "engine runtime": RUNTIME_GPU}
     cache = wanted
     if device.capacity is not None:
         cache = int(device.capacity * config.engine.gpu_memory_utilization) - sum(fixed.values())
     device.parts |= {**fixed, "KV cache": cache}
-    whole = max(0, cache) // (per_token * policy.context_tokens)
+    whole = replicas * (max(0, cache) // (per_token * policy.context_tokens))
     device.notes.append(
         f"the KV cache holds {whole} dialogues of {policy.context_tokens} tokens; "
         f"{config.dialogue.concurrency} run at once" + ("" if whole else ": raise engine.gpu_memory_utilization")

@@ -12,7 +12,7 @@ sampler against trainer ends such a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,35 +38,6 @@ class Positions:
             yield
         finally:
             self.rows = before
-
-    def over(
-        self,
-        likelihoods: Callable[..., Likelihoods],
-        model: torch.nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        **options: Any,
-    ) -> Likelihoods:
-        """TRL's pass over likelihoods, ``_get_per_token_logps_and_entropies``, in chunks of ``batch_size`` rows.
-
-        Where there are segments the chunks are made here, so that each knows its own; of the options only those that
-        don't go by rows are known. Raises ValueError when ``rows`` are others than these.
-        """
-        if self.rows is None:
-            return likelihoods(model, input_ids, attention_mask, logits_to_keep, batch_size, **options)
-        size, found = batch_size or len(input_ids), []
-        for start in range(0, len(input_ids), size):
-            chunk = slice(start, start + size)
-            with self.of(self.rows[chunk]):
-                found.append(likelihoods(model, input_ids[chunk], attention_mask[chunk], logits_to_keep, **options))
-        logps, entropies, losses = zip(*found, strict=True)
-        return (
-            torch.cat(logps),
-            None if entropies[0] is None else torch.cat(entropies),
-            None if losses[0] is None else torch.stack(losses).mean(),
-        )
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Set position ids (B, T), and over segments also who sees whom.

@@ -63,8 +63,16 @@ class Plan:
         if config.curriculum.kind == "rotation":
             return None
         groups, seed = config.trainer.cards_per_step, config.run.seed
-        specs = self.training_specs
-        return Curriculum(config.curriculum, self.train_cards, specs, seed=seed, groups=groups, record=record)
+        ahead = config.trainer.max_staleness
+        return Curriculum(
+            config.curriculum,
+            self.train_cards,
+            self.training_specs,
+            seed=seed,
+            groups=groups,
+            ahead=ahead,
+            record=record,
+        )
 
 
 def _examples(config: RunConfig, training: Sequence[PersonaCard]) -> list[Example]:

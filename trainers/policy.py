@@ -59,6 +59,7 @@ class PolicySupporter:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             stop_ids=(template.end_of_turn,),
+            session=self._seed,
         )
         if template.form == "plain":
             forced = [] if sampled.ids[-1] == template.end_of_turn else [template.end_of_turn]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from envs.errors import RunError
 
@@ -28,12 +28,26 @@ class Sampled:
     finish_reason: Literal["stop", "length"]
 
 
+class EngineReport(NamedTuple):
+    """What a process asked of several servers: requests by URL, how many of them had failed at another one before, and
+    which servers take no part, and why."""
+
+    requests: dict[str, int]
+    asked_elsewhere: int
+    left_out: dict[str, str]
+
+
 class PolicyServer(Protocol):
     """Serves the base model and the published adapters. Safe to call for many dialogues at once."""
 
     @property
     def in_process(self) -> bool:
         """Whether each training process has an engine of its own, or all of them share a server."""
+        ...
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Of several servers those that take no part, by URL, and why."""
         ...
 
     async def generate(
@@ -45,11 +59,13 @@ class PolicyServer(Protocol):
         max_tokens: int,
         temperature: float,
         stop_ids: Sequence[int] = (),
+        session: int | None = None,
     ) -> Sampled:
         """Sample up to ``max_tokens`` after ``prompt_ids``, under ``adapter`` (a published name, or None: the base).
 
         Sampling is plain: no top-p, top-k or penalties, so that the log-probabilities are those of the policy. It ends
-        at the model's own end tokens and at ``stop_ids``. Raises RunError when the engine can't answer.
+        at the model's own end tokens and at ``stop_ids``. ``session`` names the dialogue, whose turns are best sampled
+        where its prompt is cached; the reply doesn't depend on it. Raises RunError when the engine can't answer.
         """
         ...
 
@@ -65,6 +81,15 @@ class PolicyServer(Protocol):
         """Forget a published adapter; its files may be deleted afterwards."""
         ...
 
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """Take over that another process has published ``name``, on all servers that this process shares with it but
+        those that were ``left_out``."""
+        ...
+
+    def report(self) -> EngineReport | None:
+        """What was asked of each of several servers since the last report; None where there is one engine."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds. May be called twice."""
         ...
@@ -74,6 +99,20 @@ def adapter_name(adapter_dir: Path) -> str:
     """The name of an adapter: its run and its folder, in the characters that every engine takes."""
     path = adapter_dir.resolve()
     return re.sub(r"[^A-Za-z0-9_-]", "_", f"{path.parent.parent.name}-{path.name}")
+
+
+def engine_line(reports: Sequence[EngineReport | None]) -> dict[str, Any]:
+    """The ``engine`` key of a line of metrics.jsonl from the reports of all processes; empty where there is nothing."""
+    given = [report for report in reports if report]
+    if not given:
+        return {}
+    return {
+        "engine": {
+            "requests": {url: sum(report.requests[url] for report in given) for url in given[0].requests},
+            "asked_elsewhere": sum(report.asked_elsewhere for report in given),
+            "left_out": {url: reason for report in given for url, reason in report.left_out.items()},
+        }
+    }
 
 
 def checked(sent: Sequence[int], sampled: Sampled) -> Sampled:

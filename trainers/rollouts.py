@@ -1,4 +1,4 @@
-"""One step's dialogues: plan them, run them, write them down, and only then score them."""
+"""One step's dialogues: plan them, play them, and, once they are written down, score them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from envs.cards import Language, PersonaCard
 from envs.client_spec import ClientSpec
-from envs.dialogue import DialoguePlan, run_dialogues
+from envs.dialogue import DialoguePlan, run_dialogue
 from envs.errors import RunError
 from envs.hashing import derived_seed
 from envs.trajectory import Score, Stop, Trajectory
@@ -23,6 +23,7 @@ from trainers.policy_server import PolicyServer
 from trainers.samples import Sample, blank_sample, build_sample
 from trainers.scoring import score_row
 from trainers.usage import DialogueUsage, usage_of
+from trainers.watch import repetition
 
 LONGEST_REASON = 400  # characters of why a dialogue has no total, in a message
 Reward = Callable[[Trajectory], Awaitable[Score]]
@@ -35,7 +36,8 @@ class Rollout:
     """What one rank brings back from a step: one entry per row in every field, failed dialogues included.
 
     ``samples`` of rows without a total are blank. ``usages``: what
-    each dialogue's language models were asked, None where none plays the client. Seconds are wall clock.
+    each dialogue's language models were asked, None where none plays the client. Seconds are wall clock, those of the
+    rollout what training waited for it.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -49,6 +51,13 @@ class Rollout:
     def totals(self) -> list[float | None]:
         """The total of each row; None for a failed dialogue and for one that could not be scored."""
         return [score.value for score in self.scores]
+
+
+class Played(NamedTuple):
+    """Dialogues that were played and not scored yet, (rows,) each; usages as in a Rollout."""
+
+    trajectories: tuple[Trajectory, ...]
+    usages: tuple[DialogueUsage | None, ...]
 
 
 class Player(NamedTuple):
@@ -78,36 +87,37 @@ class RolloutWorker:
     deadline_seconds: float | None = None
     compare: Compare | None = None
 
-    async def run(
-        self,
-        planned: Sequence[Group],
-        step: int,
-        first_row: int,
-        adapter: str | None,
-        record: Callable[[Sequence[Trajectory]], None],
-        pairwise: Collection[str] = (),
-    ) -> Rollout:
-        """Play one dialogue per card and client spec, as rows ``first_row``.. of ``step``; ``record`` is called before
-        scoring.
+    async def play(
+        self, planned: Sequence[Group], step: int, first_row: int, adapter: str | None, slots: asyncio.Semaphore
+    ) -> Played:
+        """Play one dialogue per card and client spec, as rows ``first_row``.. of ``step``, in ``slots`` shared with
+        other steps."""
+        plans = [self._plan(*group, step, first_row + offset, adapter) for offset, group in enumerate(planned)]
+
+        async def one(plan: DialoguePlan) -> Trajectory:
+            async with slots:  # the deadline counts from here
+                return await run_dialogue(plan, self.deadline_seconds)
+
+        trajectories = await asyncio.gather(*(one(plan) for plan in plans))
+        return Played(tuple(trajectories), tuple(usage_of(plan.client) for plan in plans))
+
+    async def score(self, played: Played, waited: float, pairwise: Collection[str] = ()) -> Rollout:
+        """Score dialogues that are written down. ``waited``: seconds that the step waited for them.
 
         ``pairwise``: the rewards that are compared within each group, whose rows must all be here then.
         """
-        started = time.monotonic()
-        plans = [self._plan(*group, step, first_row + offset, adapter) for offset, group in enumerate(planned)]
-        trajectories = await run_dialogues(plans, self.concurrency, self.deadline_seconds)
-        played = time.monotonic()
-        record(trajectories)
+        started, trajectories = time.monotonic(), played.trajectories
         scores = await asyncio.gather(*(score_row(trajectory, self.reward) for trajectory in trajectories))
         if pairwise and self.compare:
             scores = await self.compare(trajectories, scores, self.group_size, pairwise)
         samples = [self._sample(*pair) for pair in zip(trajectories, scores, strict=True)]
         return Rollout(
-            trajectories=tuple(trajectories),
+            trajectories=trajectories,
             scores=tuple(scores),
             samples=tuple(samples),
-            usages=tuple(usage_of(plan.client) for plan in plans),
-            rollout_seconds=played - started,
-            score_seconds=time.monotonic() - played,
+            usages=played.usages,
+            rollout_seconds=waited,
+            score_seconds=time.monotonic() - started,
         )
 
     def _plan(self, card_id: str, spec: str, step: int, row: int, adapter: str | None) -> DialoguePlan:
@@ -171,3 +181,25 @@ def summary(trajectory: Trajectory, score: Score) -> dict[str, Any]:
         "tokens": sum(len(reply.ids) for reply in replies),
         "truncated": sum(reply.truncated for reply in replies),
     }
+
+
+def rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and rates over a step's rows; a mean over nothing is None."""
+    played = [row for row in rows if not row["failed"]]
+    replies = sum(row["turns"] for row in rows)
+    return {
+        "mean_final_emotion": _mean([row["final_emotion"] for row in played]),
+        "reward": _mean([row["total"] for row in played if row["total"] is not None]),
+        "dialogues": len(rows),
+        "error_rate": 1 - len(played) / len(rows),
+        "none_rate": sum(row["total"] is None for row in played) / len(played) if played else None,
+        "turns": _mean([row["turns"] for row in played]),
+        "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
+        "tokens": sum(row["tokens"] for row in rows),
+        "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
+        "repetition": repetition(row["replies"] for row in rows),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

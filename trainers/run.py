@@ -40,8 +40,11 @@ from trainers.evaluation import (
 from trainers.gate_reading import live_reader
 from trainers.language import LANGUAGE, measure_language, perplexity
 from trainers.manifest import write_json
+from trainers.memory import measured_memory
 from trainers.plan import Plan
 from trainers.policy_server import PolicyServer
+from trainers.quantization import check_quantization
+from trainers.ranks import Ranks, check_ranks, together
 from trainers.release import ReleaseCheck, check_release
 from trainers.run_folder import RunFolder, model_identity
 from trainers.run_numbers import credit_assigner, summary_numbers, switch_rule
@@ -77,9 +80,16 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     stays, without the manifest that only a whole run has. Under a launcher every rank calls this; the first one keeps
     the record and returns the summary, the others train with it and return an empty one.
     """
+    config = plan.config
+    check_ranks(config)
+    check_quantization(config.policy.quantization)
+    with together(config.trainer.rank_timeout, on_gpu=bool(config.devices.training)) as ranks:
+        return _follow(plan, ranks, resume) if ranks.rank else _lead(plan, ranks, progress, resume, overwrite)
+
+
+def _lead(plan: Plan, ranks: Ranks, progress: Progress, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """What the first rank does: everything, and it tells the others when they are needed."""
     started, config = time.monotonic(), plan.config
-    if int(os.environ.get("RANK", "0")):
-        return _follow(plan, resume)
     with RunFolder.create(config.run.folder, resume=resume, overwrite=overwrite) as folder:
         model_dir = assembly.policy_dir(config, progress.phase)
         templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
@@ -92,11 +102,13 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         ):
             play = _Play(plan, folder, server, templates, models, progress)
             play.evaluate(BASE, None)
+            ranks.reached(WARM_START)
             start = _warm_start(plan, folder.path, model_dir, templates, dialogues, progress)
             if start:
                 name = server.publish(start)
                 play.evaluate(WARM_START, name)
                 server.retire(name)
+            ranks.reached(TUNED)
             adapter = _train(plan, folder.path, model_dir, server, templates, models, start, resume, progress)
             play.evaluate(TUNED, server.publish(adapter))
             if report := models.report():
@@ -104,7 +116,9 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
         progress.phase("measuring the language of the policies")
         numbers = _compare(plan, folder, model_dir, next(iter(templates.values())).end_of_turn)
         clients = {"training": ", ".join(s.name for s in plan.training_specs), "evaluation": plan.held_out_spec.name}
-        summary = {"seconds": None, "clients": clients, **numbers, "adapter_dir": str(adapter), "verified": None}
+        memory = measured_memory(config, model_dir, folder.path)
+        summary = {"seconds": None, "clients": clients, **numbers, "memory": memory, "adapter_dir": str(adapter)}
+        summary["verified"] = None
         folder.write_json(SUMMARY, summary)
         folder.finish()
         progress.phase("verifying: every emotion, score and total is computed again")
@@ -115,8 +129,8 @@ def run(plan: Plan, progress: Progress, *, resume: bool = False, overwrite: bool
     return summary
 
 
-def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
-    """What a rank but the first does: wait for the first one's server, and train."""
+def _follow(plan: Plan, ranks: Ranks, resume: bool) -> dict[str, Any]:
+    """What a rank but the first does: train with it, and wait while it evaluates."""
     config = plan.config
     model_dir = assembly.policy_dir(config)
     templates = assembly.chat_templates(config, model_dir, [*plan.train_cards, *plan.held_out_cards])
@@ -124,7 +138,9 @@ def _follow(plan: Plan, resume: bool) -> dict[str, Any]:
         closing(assembly.join_server(config, model_dir, config.run.folder / SERVER_LOG)) as server,
         ModelPool(config, config.run.folder) as models,
     ):
+        ranks.wait_for(WARM_START)
         start = _warm_start(plan, config.run.folder, model_dir, templates, _imitations(plan, templates), Progress())
+        ranks.wait_for(TUNED)
         _train(plan, config.run.folder, model_dir, server, templates, models, start, resume, Progress())
     return {}
 

@@ -5,6 +5,7 @@
     cards.jsonl       the cards played, whole              evaluation/<name>/  dialogues and results on held-out cards
     specs/            the client specs played by           adapters/           the adapters kept
     prompts/          the policy's system messages         summary.json        the run in a few numbers
+    memory.json       bytes at the peak of training
     warm_start.json   what was imitated before RL          warm_start.jsonl    one line per step of it; only with one
     manifest.json     written last: a hash of every file
 

@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.distributed import DistributedBackend
 
 from envs.errors import InputError
+from trainers import peak_memory
 from trainers.adapter_sync import REFERENCE
+from trainers.rollout_queue import Version
 from trainers.run_files import CHECKPOINTS, COMPLETE, METRICS, append_lines, keep_lines
 from trainers.run_folder import MetricsLog
 from trainers.run_numbers import step_of
@@ -19,6 +23,7 @@ from trainers.trainer import SCORES, TRAJECTORIES, DialogueTrainer, OnStep, upda
 from trainers.usage import USAGE
 from trainers.watching import ALARMS, Watcher
 
+BEGUN = "begun"  # in a checkpoint: for each step whose dialogues were in flight, the adapter that samples them
 # Ours <- TRL's names for what it measures while it updates.
 UPDATE_METRICS = {
     "loss": "loss",
@@ -39,6 +44,17 @@ class RunRecord(TrainerCallback):
         self, trainer: DialogueTrainer, run_dir: Path, on_step: OnStep | None, watcher: Watcher | None = None
     ) -> None:
         self._trainer, self._run_dir, self._on_step, self._watcher = trainer, run_dir, on_step, watcher
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """From here on the peak of the memory is measured."""
+        peak_memory.begin()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Write down the peak of the memory. A collective call."""
+        accelerator = self._trainer.accelerator
+        ranks = gather_object([peak_memory.peak(accelerator.device.type == "cuda")])
+        if accelerator.is_main_process:
+            peak_memory.record(self._run_dir, ranks)
 
     def on_log(
         self,
@@ -63,15 +79,29 @@ class RunRecord(TrainerCallback):
             self._watcher.hear(line)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """All files of the checkpoint are written, but the value head's: write it, then say so."""
+        """This rank's files of the checkpoint are written, but the value head's: write it, and say when all are."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if head := self._trainer.value_head:
+            with DistributedBackend(self._trainer.accelerator).gather_params(head.weights):
+                if state.is_world_process_zero:
+                    head.save(folder)
+        self._trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            if head := self._trainer.value_head:
-                head.save(folder)
             # A resumed run makes the reference anew from its start. Where transformers finds an adapter in a folder of
             # its own, it loads only such folders, and would leave the trained adapter as it was at the start.
             shutil.rmtree(folder / REFERENCE, ignore_errors=True)
+            for step, version in self._trainer.queue.ahead.items():
+                self._trainer.vllm_generation.keep(version.name, folder / BEGUN / f"{step:06d}")
             append_lines(folder / COMPLETE, ["complete"])
+
+
+def adopt_begun(trainer: DialogueTrainer, checkpoint: Path) -> None:
+    """Let the steps that were begun at a checkpoint begin again, each with the version that it began with."""
+    queue = trainer.queue
+    for folder in sorted((checkpoint / BEGUN).glob("*")):
+        step, (files,) = int(folder.name), folder.iterdir()
+        name = trainer.vllm_generation.adopt(files)
+        queue.earlier[step] = Version(max(0, step - queue.max_staleness), name)
 
 
 def prepare_run_dir(run_dir: Path, resume: bool, args: Any) -> Path | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +19,20 @@ from envs.client_spec import ClientSpec
 from envs.errors import InputError
 from rewards.dead_signal import SwitchRule
 from trainers.adapter_sync import REFERENCE, write_adapter
+from trainers.background import BackgroundLoop
 from trainers.chat_template import ChatTemplate
 from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation, Schedule
 from trainers.policy import Sampling
 from trainers.policy_server import PolicyServer
+from trainers.quantization import Quantization, quantization_config
+from trainers.ranks import world_size
 from trainers.rollouts import Compare, MakeClient, Player, Reward, RolloutWorker
 from trainers.run_numbers import DEFAULT_RULE, read_history
-from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, prepare_run_dir
+from trainers.run_record import CHECKPOINTS, METRICS, RunRecord, adopt_begun, prepare_run_dir
 from trainers.trainer import DialogueTrainer, Limits, OnStep
 from trainers.watching import Watcher
+from trainers.zero import placement, same_type, whole_models_again
 
 RATIO_CAP = 3.0  # TRL's own: a token, or a sequence, is weighted by at most so much, or left out
 FINAL_ADAPTER = Path("adapters") / "final"
@@ -50,10 +53,12 @@ class TrainSettings:
     micro_batch: int = 8
     minibatches: int = 2
     iterations: int = 1
+    max_staleness: int = 0  # steps
     learning_rate: float = 3e-3
     lr_schedule: str = "constant"
     warmup_steps: int = 0  # optimizer steps
     weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     beta: float = 0.04  # KL to the policy that training starts from
     epsilon: float = 0.2  # clipping of the likelihood ratio
@@ -64,6 +69,7 @@ class TrainSettings:
     lora_alpha: float = 32
     lora_targets: str | tuple[str, ...] = "all-linear"  # every linear layer but the head
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Quantization = "none"  # of the base
     device: Literal["cpu", "cuda"] = "cpu"
     gradient_checkpointing: bool = False
     sampling: Sampling = field(default_factory=Sampling)
@@ -71,6 +77,7 @@ class TrainSettings:
     concurrency: int = 32
     report_to: tuple[str, ...] = ()
     deepspeed: Path | None = None
+    rank_timeout: float = 1800.0  # seconds; see trainers/ranks.py
     deadline_seconds: float | None = None  # of one dialogue
     checkpoint_every: int = 10  # steps
     keep_checkpoints: int = 2
@@ -121,7 +128,7 @@ def train(
     if watcher:
         watcher.resume(run_dir / METRICS)
     credit = credit or GroupRelative(settings.group_size)
-    with asyncio.Runner() as runner:
+    with whole_models_again(), BackgroundLoop() as loop:
         trainer = DialogueTrainer(
             **_policy(settings, args, model_dir, start, credit),
             args=args,
@@ -133,10 +140,10 @@ def train(
             watcher=watcher,
             rule=rule,
             history=read_history(run_dir / METRICS),
-            server=server,
-            runner=runner,
+            loop=loop,
             run_dir=run_dir,
             limits=settings.limits,
+            max_staleness=settings.max_staleness,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
@@ -145,6 +152,9 @@ def train(
 
 def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
     """Train to the end, from ``checkpoint`` on where there is one, and write the adapter to ``final``."""
+    same_type(trainer)
+    if checkpoint:
+        adopt_begun(trainer, checkpoint)
     if checkpoint and trainer.value_head:
         trainer.value_head.load(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -177,9 +187,10 @@ def _policy(
     Of the second it makes a frozen copy, which is the reference of the KL divergence, where that stands in the loss;
     where it stands in the rewards, the copy is made here.
     """
+    quantised = quantization_config(settings.quantization, settings.dtype)
     if start is None:
-        return {"model": str(model_dir), "peft_config": lora_config(settings)}
-    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None)
+        return {"model": str(model_dir), "peft_config": lora_config(settings), "quantization_config": quantised}
+    base = create_model_from_path(str(model_dir), dtype=settings.dtype, device_map=None, quantization_config=quantised)
     args.model_init_kwargs = None  # they are for a model that TRL loads itself
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     if credit.reference_kl:
@@ -200,7 +211,7 @@ def lora_config(settings: TrainSettings) -> LoraConfig:
 
 def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
     """TRL's arguments. Raises InputError when rows, micro-batches and minibatches don't divide."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     micro_batches, left_over = divmod(settings.rows, settings.micro_batch * world)
     if left_over or not micro_batches or micro_batches % settings.minibatches:
         raise InputError(
@@ -214,7 +225,8 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(run_dir / CHECKPOINTS),
         seed=settings.seed,
-        use_cpu=settings.device == "cpu",
+        **placement(settings.deepspeed, on_gpu=settings.device == "cuda"),
+        ddp_timeout=math.ceil(settings.rank_timeout),
         bf16=settings.dtype == "bfloat16",
         model_init_kwargs={"dtype": settings.dtype},
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -229,6 +241,7 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         lr_scheduler_type=settings.lr_schedule,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         beta=settings.beta,
         epsilon=settings.epsilon,
@@ -254,5 +267,4 @@ def training_arguments(settings: TrainSettings, run_dir: Path) -> GRPOConfig:
         save_total_limit=settings.keep_checkpoints,
         disable_tqdm=True,
         report_to=list(settings.report_to) or "none",
-        deepspeed=str(settings.deepspeed) if settings.deepspeed else None,
     )

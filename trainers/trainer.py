@@ -6,12 +6,12 @@ TRL computes likelihoods, the clipped loss, the KL term and the correction for t
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,33 +29,43 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from envs.errors import RunError
+from envs.hashing import derived_seed
 from envs.receipts import TrajectoryLog
 from envs.trajectory import Trajectory
 from rewards.dead_signal import SwitchRule, switched
 from trainers.adapter_sync import AdapterSync, reference_adapter
+from trainers.background import BackgroundLoop
 from trainers.credit import CreditAssigner, TokenBatch
 from trainers.curriculum import Schedule
 from trainers.gae import explained_variance, value_loss
-from trainers.packing import Positions, padded_segments
-from trainers.policy_server import PolicyServer
-from trainers.rollouts import Rollout, RolloutWorker, check_budget, summary
+from trainers.micro_batches import BY_PASS, Passes, arranged
+from trainers.packing import Likelihoods, Positions, padded_segments
+from trainers.policy_server import Sampled, engine_line
+from trainers.quantization import widen_adapter
+from trainers.rollout_queue import RolloutQueue, Version
+from trainers.rollouts import Rollout, RolloutWorker, check_budget, rates, summary
 from trainers.run_files import append_lines
 from trainers.run_numbers import DEFAULT_RULE, Counts, counts_of, reward_numbers
+from trainers.sampler_check import difference_on, importance_ratios, largest_difference
 from trainers.usage import USAGE, DialogueUsage, usage_line
 from trainers.value_head import ValueHead
-from trainers.watch import repetition
 from trainers.watching import Watcher
 
+PROBE_TOKENS = 16
 TRAJECTORIES = "trajectories.jsonl"
 SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost."""
+    """When a run halts: ``logprob_tolerance`` in nats; ``error_budget``, the share of a step that may be lost.
+
+    ``pass_tokens``: most tokens of one forward and backward pass; None: only dialogues are counted.
+    """
 
     logprob_tolerance: float = 1e-4
     error_budget: float = 0.25
+    pass_tokens: int | None = None
 
 
 class DialogueTrainer(GRPOTrainer):
@@ -71,10 +81,10 @@ class DialogueTrainer(GRPOTrainer):
         worker: RolloutWorker,
         schedule: Schedule,
         credit: CreditAssigner,
-        server: PolicyServer,
-        runner: asyncio.Runner,
+        loop: BackgroundLoop,
         run_dir: Path,
         limits: Limits,
+        max_staleness: int = 0,
         watcher: Watcher | None = None,
         rule: SwitchRule = DEFAULT_RULE,
         history: Sequence[Counts] = (),
@@ -84,17 +94,21 @@ class DialogueTrainer(GRPOTrainer):
         # The parent was built without vLLM, so that it starts no engine of its own. From here on it syncs weights
         # through our adapter sync and corrects for the sampler's likelihoods as it would with its own engine.
         assert self.model is not None
-        self._positions = Positions()
+        self._positions, self._passes = Positions(), Passes(self.accelerator, limits.pass_tokens)
         self.model.register_forward_pre_hook(self._positions, with_kwargs=True)
+        widen_adapter(self.model)
         if self.args.bf16 and not self.is_deepspeed_enabled:
             compute_without_copies(self.model)
         self.use_vllm = True
         self.vllm_mode = "server"
         self._last_loaded_step = -1
-        self.vllm_generation = AdapterSync(self, server, run_dir / "adapters")
+        self.vllm_generation = AdapterSync(self, worker.server, run_dir / "adapters", max_staleness)
         self.step_metrics: dict[str, Any] = {}
         self.rollout_ended = 0.0  # monotonic seconds
-        self._worker, self._credit, self._runner, self._run_dir, self._limits = worker, credit, runner, run_dir, limits
+        self._worker, self._credit, self._loop, self._run_dir, self._limits = worker, credit, loop, run_dir, limits
+        steps = self.args.max_steps // updates_per_rollout(self.args)
+        self.queue = RolloutQueue(worker, schedule, loop, max_staleness, steps)
+        self._sampled_by = Version(0, "")
         self.value_head = ValueHead(cast(PeftModel, self.model)) if credit.value else None
         self._heard: list[torch.Tensor] = []  # the values of each pass over likelihoods, (rows, T) each
         self._group_size, self._watcher, self._schedule = worker.group_size, watcher, schedule
@@ -131,18 +145,24 @@ class DialogueTrainer(GRPOTrainer):
         self._log_values(batch, tokens)
         self._record_scores(rollout, local)
         usage = self._record_usage(rollout)
-        difference = self._likelihood_difference(batch)
-        sync = self.vllm_generation
+        staleness, newest = step - self._sampled_by.step, self.vllm_generation.name
+        if staleness:  # between two versions a difference says nothing
+            difference = difference_on(self, self._newest_words(step, rollout))
+        else:
+            difference = largest_difference(self, batch)
         self.step_metrics = {
             "step": step,
-            "policy_version": sync.name,
-            **_rates(rows),
+            "policy_version": self._sampled_by.name,
+            "staleness": staleness,
+            **rates(rows),
             "groups": credit.groups,
             "groups_without_variance": credit.groups_without_variance,
             "rewards": reward_numbers(scores, self._group_size, self._history, self._rule),
             **self._watched,
             **self._schedule.learn(step, [row["outcome"] for row in rows]),
             "max_logprob_difference": difference,
+            "importance_ratio": importance_ratios(self, batch),
+            **engine_line(gather_object([self._worker.server.report()])),
             **({"client_models": usage.model_dump(mode="json")} if usage else {}),
             "seconds": self._seconds(rollout, time.monotonic() - started),
         }
@@ -152,7 +172,7 @@ class DialogueTrainer(GRPOTrainer):
             raise RunError(
                 f"step {step}: sampler and trainer differ by {difference:.3g} nats on the same token, more than "
                 f"trainer.logprob_tolerance={self._limits.logprob_tolerance:g}: they don't hold the same policy. Check "
-                f"dtype, adapter ({sync.name}) and temperature on both sides; in bfloat16 raise the tolerance"
+                f"dtype, adapter ({newest}) and temperature on both sides; in bfloat16 raise the tolerance"
             )
         return batch
 
@@ -192,42 +212,58 @@ class DialogueTrainer(GRPOTrainer):
                 self.model, ids, mask, batch["completion_ids"].size(1), self.args.per_device_train_batch_size
             )[0]
 
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """TRL's micro-batch; those of a new rollout hold rows of like length."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        by_length = self.loss_type != BY_PASS
+        self._buffered_inputs = arranged(self._buffered_inputs, self.args.gradient_accumulation_steps, by_length)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
-        *args: Any,
-        **kw: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's pass over likelihoods; where there is a value head, its values are kept too."""
-        given = (model, input_ids, attention_mask, logits_to_keep, *args)
-        likelihoods = functools.partial(self._positions.over, super()._get_per_token_logps_and_entropies)
-        if self.value_head is None:
-            return likelihoods(*given, **kw)
-        with self.value_head.listening() as heard:
-            found = likelihoods(*given, **kw)
-        self._heard.append(torch.cat(heard)[:, -logits_to_keep:])
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Likelihoods:
+        """TRL's pass over likelihoods, or its passes; where there is a value head, its values are kept too."""
+        once = functools.partial(super()._get_per_token_logps_and_entropies, model, **options)
+        with self.value_head.listening() if self.value_head else nullcontext([]) as heard:
+            found, values = self._passes.likelihoods(
+                once, self._positions, input_ids, attention_mask, logits_to_keep, batch_size, heard
+            )
+        if values is not None:
+            self._heard.append(values)
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss; with a value head, the value head's beside it, averaged over the tokens of the optimizer step."""
+        """The loss of a micro-batch, in one pass or several."""
+        return self._passes.loss(model, inputs, self._loss_of_pass, self.loss_type)
+
+    def _loss_of_pass(self, model: Any, inputs: dict[str, Any], weight: float) -> torch.Tensor:
+        """TRL's loss, times ``weight``; with a value head, the value head's beside it, averaged over the tokens of the
+        optimizer step."""
         self._heard.clear()
-        with self._positions.of(inputs.get("segments")):
-            loss = super()._compute_loss(model, inputs)
-        if self._credit.value is None:
-            return loss
-        (values_BT,) = self._heard
-        value, mask_BT = self._credit.value, inputs["value_mask"]
-        losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
-        # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
-        share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)
-        averaged = losses_BT.sum() / (
-            inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * share
-        )
-        self._measure("value_loss", averaged.detach())
-        return loss + value.coef * averaged
+        by_dialogue = self.importance_sampling_level == "sequence"
+        with self._positions.of(inputs.get("segments")), self._passes.measured(self._metrics, inputs, by_dialogue):
+            loss = weight * super()._compute_loss(model, inputs)
+            if self._credit.value is None:
+                return loss
+            (values_BT,) = self._heard
+            value, mask_BT = self._credit.value, inputs["value_mask"]
+            losses_BT = value_loss(values_BT, inputs["old_values"], inputs["returns"], mask_BT, value.clip)
+            # TRL's own share of an optimizer step, as for its loss types that average over all its tokens.
+            share = self.current_gradient_accumulation_steps / (cast(GRPOConfig, self.args).steps_per_generation or 1)
+            averaged = losses_BT.sum() / (
+                inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * share
+            )
+            self._measure("value_loss", averaged.detach())
+            return loss + value.coef * averaged
 
     def _measure(self, name: str, value: torch.Tensor) -> None:
         """A number of this rank for TRL's means over ranks and passes."""
@@ -259,18 +295,16 @@ class DialogueTrainer(GRPOTrainer):
     def collect(self, rows: int) -> Rollout:
         """Run this rank's ``rows`` dialogues of the current step. Raises RunError, on every rank, past a budget."""
         step, first_row = self.rollout_step, self.accelerator.process_index * rows
-        planned = [group for group in self._schedule.of(step) for _ in range(self._group_size)]
-        planned = planned[first_row : first_row + rows]
-        adapter = self.vllm_generation.name
+        newest = Version(step, str(self.vllm_generation.name))
         if self._watcher:
             started = time.monotonic()
-            self._watched = self._runner.run(self._watcher.measure(step, adapter))
+            self._watched = self._loop.run(self._watcher.measure(step, newest.name))
             self._watch_seconds = time.monotonic() - started
-        self._rollout = self._runner.run(
-            self._worker.run(
-                planned, step, first_row, adapter, self._record_trajectories, switched(self._history, self._rule)
-            )
-        )
+        self.queue.begin(step, range(first_row, first_row + rows), newest)
+        played, self._sampled_by, waited = self.queue.take(step)
+        self._record_trajectories(played.trajectories)
+        pairwise = switched(self._history, self._rule)
+        self._rollout = self._loop.run(self._worker.score(played, waited, pairwise))
         local_rows = [summary(*pair) for pair in zip(self._rollout.trajectories, self._rollout.scores, strict=True)]
         check_budget(gather_object(local_rows), step, self._limits.error_budget)
         segments = padded_segments(self._rollout.samples)
@@ -304,14 +338,18 @@ class DialogueTrainer(GRPOTrainer):
             append_lines(self._run_dir / USAGE, [usage_line(*pair) for pair in everyones])
         return functools.reduce(DialogueUsage.plus, (usage for _, usage in everyones))
 
-    def _likelihood_difference(self, batch: dict[str, Any]) -> float:
-        """The largest |sampler - trainer| over the sampled tokens of all ranks, in nats, before any update."""
-        ours = (batch["completion_mask"] * batch["tool_mask"]).bool()
-        difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()[ours]
-        largest = difference.max() if difference.numel() else torch.zeros((), device=ours.device)
-        everyones = self.accelerator.gather(largest)
-        assert isinstance(everyones, torch.Tensor)
-        return float(everyones.max())
+    def _newest_words(self, step: int, rollout: Rollout) -> Sampled:
+        """A few words that the newest version says after the first opening."""
+        sample, worker = rollout.samples[0], self._worker
+        return self._loop.run(
+            worker.server.generate(
+                sample.ids[: sample.prompt_length],
+                adapter=self.vllm_generation.name,
+                seed=derived_seed(worker.seed, "probe", step),
+                max_tokens=min(PROBE_TOKENS, worker.sampling.max_tokens),
+                temperature=worker.sampling.temperature,
+            )
+        )
 
 
 def compute_without_copies(model: torch.nn.Module) -> None:
@@ -347,28 +385,6 @@ def _roll_out(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
 def _recorded_total(prompts: list[str], total: list[float | None], **_: Any) -> list[float | None]:
     """TRL wants a reward; ours is recorded already and becomes credit later, so this feeds TRL's own logs only."""
     return [0.0 if value is None else value for value in total]
-
-
-def _rates(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and rates over a step's rows; a mean over nothing is None."""
-    played = [row for row in rows if not row["failed"]]
-    replies = sum(row["turns"] for row in rows)
-    return {
-        "mean_final_emotion": _mean([row["final_emotion"] for row in played]),
-        "reward": _mean([row["total"] for row in played if row["total"] is not None]),
-        "dialogues": len(rows),
-        "error_rate": 1 - len(played) / len(rows),
-        "none_rate": sum(row["total"] is None for row in played) / len(played) if played else None,
-        "turns": _mean([row["turns"] for row in played]),
-        "reply_tokens": sum(row["tokens"] for row in rows) / replies if replies else None,
-        "tokens": sum(row["tokens"] for row in rows),
-        "truncation_rate": sum(row["truncated"] for row in rows) / replies if replies else None,
-        "repetition": repetition(row["replies"] for row in rows),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 OnStep = Callable[[dict[str, Any]], None]

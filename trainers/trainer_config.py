@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from trainers.client_config import Count, Positive, Section, Share
+from trainers.quantization import Quantization
 
+QUANTISED_TOLERANCE = 0.5  # nats; of the small policy a token moves by 0.1 in 8 bits, by 0.6 in 4
 BF16_TOLERANCE = 1e-2  # nats; two engines that round to eight bits of mantissa differ by more than this on some token
 
 
@@ -38,7 +41,17 @@ class Trainer(Section):
     )
     minibatches: Count = Field(default=2, description="Parts of a batch of dialogues, with an optimizer step on each.")
     iterations: Count = Field(default=1, description="How often a batch of dialogues is gone through.")
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="Steps by which the weights that sample a dialogue may be older than those that learn from it; "
+        "0: none, and training waits for each step's dialogues.",
+    )
     micro_batch: Count = Field(default=8, description="Dialogues in one forward pass on one device.")
+    micro_batch_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of one pass: what has more is taken in several; none: only dialogues are counted.",
+    )
     learning_rate: Positive = Field(default=3e-3, description="AdamW's learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="Course of the learning rate."
@@ -85,6 +98,7 @@ class Trainer(Section):
     value_learning_rate: Positive = Field(
         default=0.02, description="ppo: AdamW's for the value head: about how far a value moves in an optimizer step."
     )
+    adam_epsilon: Positive = Field(default=1e-8, description="AdamW's epsilon, which bounds steps of tiny gradients.")
     max_grad_norm: Positive = Field(default=1.0, description="Gradient clip.")
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: a third more time, far less memory."
@@ -101,7 +115,17 @@ class Trainer(Section):
     error_budget: Share = Field(
         default=0.25, description="The run halts when a larger share of a step's dialogues or scores fails."
     )
-    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training devices.")
+    deepspeed: Path | None = Field(default=None, description="DeepSpeed's JSON file, for several training processes.")
+    rank_timeout: Positive = Field(
+        default=1800.0, description="Seconds after which training processes give one up that doesn't come or is silent."
+    )
+
+
+def zero_stage(deepspeed: Path | None) -> int:
+    """The stage of ZeRO in DeepSpeed's file; 0 without one. Raises OSError, ValueError, KeyError or TypeError."""
+    if deepspeed is None:
+        return 0
+    return json.loads(deepspeed.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
 
 
 def trainer_conflicts(trainer: Trainer, dtype: str, devices: int) -> list[str]:
@@ -120,7 +144,32 @@ def trainer_conflicts(trainer: Trainer, dtype: str, devices: int) -> list[str]:
         )
     if trainer.combine == "decoupled" and trainer.scale_rewards == "none":
         problems.append("trainer.scale_rewards: decoupled rewards are always scaled; set group, or combine: total")
+    if trainer.max_staleness and trainer.importance_correction == "none":
+        problems.append(
+            "trainer.importance_correction: none would take stale dialogues for the policy's own; name a correction, "
+            "or set trainer.max_staleness to 0"
+        )
     return [*problems, *_algorithm_conflicts(trainer)]
+
+
+def quantised_conflicts(trainer: Trainer, quantization: Quantization) -> list[str]:
+    """What follows from a sampler that holds the weights as they were before they were quantised."""
+    if quantization == "none":
+        return []
+    problems = []
+    if trainer.logprob_tolerance < QUANTISED_TOLERANCE:
+        problems.append(
+            f"trainer.logprob_tolerance: {trainer.logprob_tolerance:g} can't hold with policy.quantization, since the "
+            f"sampler's weights are not quantised; raise it to {QUANTISED_TOLERANCE:g} or more"
+        )
+    if trainer.importance_correction == "none":
+        problems.append(
+            "trainer.importance_correction: none leaves out that the sampler's weights are not quantised "
+            "(policy.quantization); set token_truncate"
+        )
+    if trainer.deepspeed:
+        problems.append("trainer.deepspeed: can't share out quantised weights; remove it, or policy.quantization")
+    return problems
 
 
 def _algorithm_conflicts(trainer: Trainer) -> list[str]:

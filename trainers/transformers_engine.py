@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class TransformersEngine:
     """Serves a copy of the base model of its own; see PolicyServer."""
 
     in_process = True
+    left_out: Mapping[str, str] = {}
 
     def __init__(self, model_dir: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         try:
@@ -46,6 +47,7 @@ class TransformersEngine:
         max_tokens: int,
         temperature: float,
         stop_ids: Sequence[int] = (),
+        session: int | None = None,
     ) -> Sampled:
         """Sample one reply; see PolicyServer. Temperature 0 takes the likeliest token."""
         if adapter is not None and adapter not in self._names:
@@ -75,7 +77,15 @@ class TransformersEngine:
         """Drop an adapter's weights."""
         with self._lock:
             self._names.remove(name)
+            if self._names:  # PEFT warns of an active adapter that goes
+                self._model.set_adapter(next(iter(self._names)))
             self._model.delete_adapter(name)
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """No other process publishes for this one."""
+
+    def report(self) -> None:
+        """There is one engine."""
 
     def close(self) -> None:
         """Nothing outlives this process."""

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm
 from trl.trainer.utils import FusedCausalLMOutput
 
 from envs.errors import InputError
@@ -39,13 +39,20 @@ class ValuedOutput(FusedCausalLMOutput):
     state_values: Tensor | None = None
 
 
+class _Layer(nn.Linear):
+    """Computes in fp32, whatever DeepSpeed keeps its weights in."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return linear(state, self.weight.float(), self.bias.float())
+
+
 class ValueHead:
     """Puts the head on a model and hears what it says."""
 
     def __init__(self, model: PeftModel) -> None:
         base: Any = model.get_base_model()
         width = base.config.get_text_config().hidden_size
-        self._layer = nn.Linear(width, 1, dtype=torch.float32).to(next(base.parameters()).device)
+        self._layer = _Layer(width, 1, dtype=torch.float32).to(next(base.parameters()).device)
         nn.init.zeros_(self._layer.weight)
         nn.init.zeros_(self._layer.bias)
         base.add_module(HEAD, self._layer)
@@ -69,7 +76,7 @@ class ValueHead:
         return list(self._layer.parameters())
 
     def save(self, folder: Path) -> None:
-        """Write the head's weights into ``folder``, flushed."""
+        """Write the head's weights, which must be whole here, into ``folder``, flushed."""
         state = {name: weight.detach().to("cpu", copy=True) for name, weight in self._layer.state_dict().items()}
         save_file(state, folder / FILE)
         flush(folder / FILE)

@@ -267,8 +267,9 @@ class _Run:
         if rules.kind == "rotation":
             return None
         cards = [card for card in self.cards.values() if card.split == split]
-        seed, groups = self.config.run.seed, self.config.trainer.cards_per_step
-        return recorded_curriculum(rules, cards, self.specs.values(), line, seed=seed, groups=groups)
+        seed, trainer = self.config.run.seed, self.config.trainer
+        groups, ahead = trainer.cards_per_step, trainer.max_staleness
+        return recorded_curriculum(rules, cards, self.specs.values(), line, seed=seed, groups=groups, ahead=ahead)
 
     def _check_evaluations(self) -> None:
         """Every evaluation.json beside its dialogues, and every comparison with another evaluation of the run."""

@@ -1,4 +1,4 @@
-"""vLLM behind the policy server: its own process, started and watched by the run, or servers given as URLs.
+"""vLLM behind the policy server: one or several servers, started by the run or given as URLs, asked over HTTP.
 
 Only adapters move: each version is loaded under a new name from a new folder, because vLLM's prefix cache is keyed on
 the name. Log-probabilities are the processed ones, so they are those of the distribution that was sampled from.
@@ -7,191 +7,83 @@ the name. Log-probabilities are the processed ones, so they are those of the dis
 from __future__ import annotations
 
 import asyncio
-import atexit
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from envs.errors import InputError, RunError
-from trainers import supervise
 from trainers.connections import ConnectionStack
-from trainers.policy_server import Sampled, adapter_name, checked
+from trainers.policy_server import EngineReport, Sampled, adapter_name, checked
+from trainers.replicas import Replica, ReplicaFailed, Replicas
+from trainers.vllm_process import BASE_NAME, VllmProcess, VllmSettings, headers_of, message_of, start_all, stop_all
 
-BASE_NAME = "policy"
-HOST = "127.0.0.1"
-LOG_LINES = 15
-PREFILL_TOKENS = 4096
+CONNECT_TIMEOUT = 10.0  # seconds, as the two below
 PUBLISH_TIMEOUT = 120.0
+JOIN_TIMEOUT = 2.0  # until a server that is left out has not answered; each publish waits so long
 # vLLM drops idle connections after 5 s; ours must let go first, or a request meets a closing socket.
 KEEPALIVE_SECONDS = 2.0
-EVERY_INTERFACE = "0.0.0.0"
-KEY_VARIABLE = "VLLM_API_KEY"  # so that the key stands on no command line, which every user of a machine may read
-# What a launcher of distributed training leaves in the environment and vLLM would take for its own.
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True)
-class VllmSettings:
-    """How to start a server. ``max_loras`` must be at least the adapters in use plus one spare, and one more on CPU;
-    0: a server without adapters, such as that of a client's model. ``chat_template``: Jinja, for chat requests.
-    """
-
-    model_dir: Path
-    log_file: Path
-    served_name: str = BASE_NAME
-    chat_template: Path | None = None
-    host: str = HOST  # the address it listens at
-    port: int | None = None  # None: a free one is picked
-    key: str | None = field(default=None, repr=False)  # who asks must know it; None: anyone may ask
-    device: str = "cpu"
-    dtype: str = "float32"
-    max_model_len: int = 2048
-    max_loras: int = 4
-    max_lora_rank: int = 16
-    kv_cache_gib: int = 1  # CPU only; on CUDA vLLM takes its share of the device
-    threads: int | None = None  # CPU only; None: every core
-    gpus: tuple[int, ...] = ()  # CUDA only; empty: all that are visible
-    tensor_parallel: int = 1
-    gpu_memory_utilization: float = 0.9  # CUDA only
-    enforce_eager: bool = True
-    start_timeout: float = 300.0  # seconds
-    request_timeout: float = 600.0  # seconds
-    extra_args: tuple[str, ...] = ()
-
-    def command(self, port: int) -> list[str]:
-        """The command line of the server."""
-        options: dict[str, Any] = {
-            "--model": self.model_dir,
-            "--served-model-name": self.served_name,
-            "--host": self.host,
-            "--port": port,
-            "--dtype": self.dtype,
-            "--max-model-len": self.max_model_len,
-            "--logprobs-mode": "processed_logprobs",
-            "--generation-config": "vllm",
-        }
-        if self.device == "cuda":
-            options["--tensor-parallel-size"] = self.tensor_parallel
-            options["--gpu-memory-utilization"] = self.gpu_memory_utilization
-        flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
-        if self.max_loras:
-            flags.append("--enable-lora")
-            options |= {"--max-loras": self.max_loras, "--max-lora-rank": self.max_lora_rank}
-        if self.chat_template:
-            options["--chat-template"] = self.chat_template
-        flags += ["--enforce-eager"] if self.enforce_eager else []
-        if self.device == "cpu":
-            # A seeded request whose prompt is taken in parts kills the engine: a CPU generator can't be wound back.
-            options["--max-num-batched-tokens"] = max(self.max_model_len, PREFILL_TOKENS)
-            flags.append("--no-enable-chunked-prefill")
-        given = [str(part) for pair in options.items() for part in pair]
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *self.extra_args]
-
-    def environment(self) -> dict[str, str]:
-        """The server's environment: this process's, with what vLLM needs and without what a launcher set."""
-        left_out = (*LAUNCHER_VARIABLES, KEY_VARIABLE)
-        environment = {name: value for name, value in os.environ.items() if name not in left_out}
-        environment |= {KEY_VARIABLE: self.key} if self.key else {}
-        environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        # Far above ours: on a busy machine we may read an answer seconds after the server has begun to count.
-        environment |= {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
-        if self.device == "cpu":
-            environment |= {
-                "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
-                # Sampling and training take turns on all cores. Bound threads would leave one core out, and threads
-                # that spin while they wait would keep the cores from the trainer.
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "OMP_NUM_THREADS": str(self.threads or _usable_cores()),
-                "OMP_WAIT_POLICY": "PASSIVE",
-            }
-        elif self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
-        return environment
-
-
-@dataclass
 class VllmServer:
-    """One or more vLLM servers that hold the same base model. ``process`` is None when they aren't ours to stop.
+    """One or more vLLM servers that hold the same base model. ``processes``: those that are ours to stop.
 
     ``cpu_slots``: how many adapters may be published before base-model requests become unsafe; None: any number.
+    ``request_timeout`` in seconds.
     """
 
-    urls: tuple[str, ...]
-    log_file: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
-    cpu_slots: int | None = None
-    request_timeout: float = 600.0  # seconds
-    name: str = BASE_NAME  # of the base model
-    key: str | None = field(default=None, repr=False)
-    published: list[str] = field(default_factory=list)  # every name so far, retired ones too
-    _busy: Counter[str] = field(default_factory=Counter)
-    _client: httpx.AsyncClient | None = None
-    _loop: asyncio.AbstractEventLoop | None = None
+    in_process = False  # every training process may ask it
 
-    @property
-    def in_process(self) -> bool:
-        """The server is a process of its own, and every training process may ask it."""
-        return False
+    def __init__(
+        self,
+        urls: Sequence[str],
+        processes: Sequence[VllmProcess] = (),
+        cpu_slots: int | None = None,
+        request_timeout: float = 600.0,
+        key: str | None = None,
+    ) -> None:
+        own = {process.url: process for process in processes}
+        self.urls, self.processes = tuple(urls), tuple(processes)
+        self.published: list[str] = []  # every name so far, retired ones too
+        self._replicas = Replicas([Replica(url, own.get(url)) for url in self.urls])
+        self._live: dict[str, Path | None] = {}  # the names in use; where each lies, if this process published it
+        self._cpu_slots, self._request_timeout = cpu_slots, request_timeout
+        headers = self._headers = headers_of(key)
+        timeout = httpx.Timeout(PUBLISH_TIMEOUT, connect=CONNECT_TIMEOUT)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+        self._http = httpx.Client(timeout=timeout, limits=limits, headers=headers)
+        # Connections belong to the event loop in which they were made.
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     @classmethod
-    def start(cls, settings: VllmSettings) -> Self:
-        """Start a server, wait until it answers, and send it a first request, which is slow.
+    def start(cls, *settings: VllmSettings) -> Self:
+        """Start servers side by side, wait until they answer, and send each a first request, which is slow.
 
-        Raises InputError when the port is taken, RunError with the log's last lines when the server dies or is slow.
+        Raises InputError when a port is taken, RunError with the log's last lines when one dies or is slow.
         """
-        port = settings.port or _free_port()
-        _check_port(settings.host, port)
-        settings.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with settings.log_file.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, supervise.__file__, str(os.getpid()), *settings.command(port)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=settings.environment(),
-                start_new_session=True,
+        processes, one = start_all(settings), settings[0]
+        slots = one.max_loras if one.device == "cpu" else None
+        return cls([process.url for process in processes], processes, slots, one.request_timeout, one.key)
+
+    @classmethod
+    def connect(
+        cls, urls: Sequence[str], request_timeout: float = 600.0, key: str | None = None, *, every: bool = True
+    ) -> Self:
+        """Use servers that run already; they share our file system. ``every``: all must answer, or else one of them.
+
+        Raises InputError when they don't answer, RunError when one refuses the key.
+        """
+        server = cls([url.rstrip("/") for url in urls], request_timeout=request_timeout, key=key)
+        silent = {replica: problem for replica in server._replicas.members if (problem := server._silent(replica))}
+        if silent and (every or len(silent) == len(server.urls)):
+            replica, problem = next(iter(silent.items()))
+            raise InputError(
+                f"engine.urls: {replica.url} does not answer ({problem}); start the server there, or mend the URL"
             )
-        slots = settings.max_loras if settings.device == "cpu" else None
-        own = HOST if settings.host == EVERY_INTERFACE else settings.host
-        url, wait = f"http://{own}:{port}", settings.request_timeout
-        server = cls((url,), settings.log_file, process, slots, wait, settings.served_name, settings.key)
-        atexit.register(server.close)
-        try:
-            server._wait_until_healthy(settings.start_timeout)
-            server._first_request()
-        except BaseException:
-            server.close()
-            raise
-        return server
-
-    @classmethod
-    def connect(cls, urls: Sequence[str], request_timeout: float = 600.0, key: str | None = None) -> Self:
-        """Use servers that run already; they share our file system.
-
-        Raises InputError when one doesn't answer, RunError when it refuses the key.
-        """
-        server = cls(tuple(url.rstrip("/") for url in urls), request_timeout=request_timeout, key=key)
-        for url in server.urls:
-            try:
-                httpx.get(f"{url}/health", timeout=10).raise_for_status()
-                asked = httpx.get(f"{url}/v1/models", headers=server._headers, timeout=10)
-            except httpx.HTTPError as error:
-                raise InputError(
-                    f"engine.urls: {url} does not answer ({error}); start the server there, or mend the URL"
-                ) from None
-            if asked.status_code == httpx.codes.UNAUTHORIZED:
-                given = "another key" if key else "none"
-                raise RunError(f"engine.key_env: {url} asks for a key and was given {given}; name the variable with it")
+        for replica, problem in silent.items():
+            server._replicas.leave_out(replica, problem)
         return server
 
     def __enter__(self) -> Self:
@@ -199,6 +91,11 @@ class VllmServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The servers that take no part, by URL, and why."""
+        return self._replicas.left_out
 
     async def generate(
         self,
@@ -209,15 +106,19 @@ class VllmServer:
         max_tokens: int,
         temperature: float,
         stop_ids: Sequence[int] = (),
+        session: int | None = None,
     ) -> Sampled:
-        """Sample on the least busy server; see PolicyServer. Raises RunError naming the server and its log."""
-        if adapter is None and self.cpu_slots is not None and len(self.published) >= self.cpu_slots:
+        """Sample on the dialogue's server, or on another one when that one fails; see PolicyServer.
+
+        Raises RunError naming the server and its log.
+        """
+        if adapter is None and self._cpu_slots is not None and len(self.published) >= self._cpu_slots:
             raise RunError(
-                f"all {self.cpu_slots} adapter slots of the policy server are in use, and vLLM on a CPU may then run "
+                f"all {self._cpu_slots} adapter slots of the policy server are in use, and vLLM on a CPU may then run "
                 "the base model with an adapter's weights; raise engine.max_loras, or give the base its own server"
             )
         request = {
-            "model": adapter or self.name,
+            "model": adapter or BASE_NAME,
             "prompt": list(prompt_ids),
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -229,12 +130,9 @@ class VllmServer:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        url = min(self.urls, key=lambda candidate: self._busy[candidate])
-        self._busy[url] += 1
-        try:
-            answer = await self._post(url, request)
-        finally:
-            self._busy[url] -= 1
+        answer = await self._replicas.ask(
+            lambda replica: self._post(replica, request), session, lambda: hash((adapter, tuple(prompt_ids)))
+        )
         choice = answer["choices"][0]
         logprobs = [float("nan") if value is None else value for value in choice["logprobs"]["token_logprobs"]]
         sampled = Sampled(
@@ -246,123 +144,145 @@ class VllmServer:
         return checked(prompt_ids, sampled)
 
     def publish(self, adapter_dir: Path) -> str:
-        """Load ``adapter_dir`` on every server; see PolicyServer."""
-        name = adapter_name(adapter_dir)
-        for url in self.urls:
-            self._load(url, "load_lora_adapter", {"lora_name": name, "lora_path": str(adapter_dir.resolve())})
+        """Load ``adapter_dir`` on every server; see PolicyServer. Servers that were left out join if they answer."""
+        name, path = adapter_name(adapter_dir), adapter_dir.resolve()
+        self._everywhere(lambda replica: self._bring(replica, name, path))
         self.published.append(name)
+        self._live[name] = path
+        self._replicas.published()
         return name
 
     def retire(self, name: str) -> None:
-        """Unload an adapter on every server."""
-        for url in self.urls:
-            self._load(url, "unload_lora_adapter", {"lora_name": name})
+        """Unload an adapter on every server that takes part."""
+        self._live.pop(name, None)
+        self._everywhere(lambda replica: self._load(replica, "unload_lora_adapter", {"lora_name": name}), rejoin=False)
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """Take over what another process has published, and on which servers; see PolicyServer."""
+        self.published.append(name)
+        self._live[name] = None
+        self._replicas.follow(left_out)
+        self._replicas.published()
+
+    def report(self) -> EngineReport | None:
+        """What was asked of each server since the last report; None where there is only one."""
+        return self._replicas.report() if len(self.urls) > 1 else None
 
     def close(self) -> None:
-        """Stop the server if it is ours: ask, wait, then kill its whole process group."""
-        atexit.unregister(self.close)
-        process, self.process = self.process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(supervise.GRACE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        """Stop the servers that are ours."""
+        stop_all(self.processes)
+        self._http.close()
 
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
-
-    async def _post(self, url: str, request: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, replica: Replica, request: dict[str, Any]) -> dict[str, Any]:
+        url, name = replica.url, request["model"]
         try:
-            response = await self._async_client().post(f"{url}/v1/completions", json=request, headers=self._headers)
+            response = await self._async_client().post(f"{url}/v1/completions", json=request)
         except httpx.TransportError as error:
-            raise self._gone(url, error) from error
+            raise _gone(replica, error) from error
         if response.is_error:
-            raise RunError(f"{url} refused to sample (status {response.status_code}): {_message(response)}")
+            told = f"{url} refused to sample (status {response.status_code}): {message_of(response)}"
+            if response.is_server_error:
+                raise ReplicaFailed(f"{told}; {_log_of(replica)}", f"status {response.status_code}")
+            if response.status_code == httpx.codes.NOT_FOUND and name in self._live:
+                raise ReplicaFailed(told, f"it started again and has lost {name}", final=True)
+            raise RunError(told)
         return response.json()
 
-    def _load(self, url: str, action: str, request: dict[str, str]) -> None:
-        try:
-            response = httpx.post(f"{url}/v1/{action}", json=request, headers=self._headers, timeout=PUBLISH_TIMEOUT)
-        except httpx.TransportError as error:
-            raise self._gone(url, error) from error
+    def _everywhere(self, action: Callable[[Replica], None], *, rejoin: bool = True) -> None:
+        """Do it on all servers at once. Those that fail are left out as long as one remains; else raises its RunError.
+
+        ``rejoin``: also on those that are left out, which then join.
+        """
+        members = [replica for replica in self._replicas.members if rejoin or not replica.left_out]
+
+        def outcome(replica: Replica) -> RunError | None:
+            try:
+                action(replica)
+            except RunError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(len(members)) as pool:
+            outcomes = dict(zip(members, pool.map(outcome, members), strict=True))
+        if all(outcomes.values()):
+            raise next(error for replica, error in outcomes.items() if error and not replica.left_out)
+        for replica, error in outcomes.items():
+            if error is None:
+                self._replicas.join(replica)
+        for replica, error in outcomes.items():
+            if error is not None:
+                self._replicas.leave_out(replica, error.reason if isinstance(error, ReplicaFailed) else str(error))
+
+    def _bring(self, replica: Replica, name: str, path: Path) -> None:
+        """Load a new adapter, and before it the live ones that a server which started again doesn't have."""
+        if len(self.urls) > 1:
+            there = self._loaded(replica)
+            for live, where in self._live.items():
+                if live not in there:
+                    self._load(replica, "load_lora_adapter", {"lora_name": live, "lora_path": str(where)})
+        self._load(replica, "load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+
+    def _loaded(self, replica: Replica) -> set[str]:
+        """The names that a server knows. Raises ReplicaFailed when it doesn't say."""
+        if replica.dead:
+            raise ReplicaFailed(f"the policy server at {replica.url} has ended; {_log_of(replica)}", "it has ended")
+        wait = JOIN_TIMEOUT if replica.left_out else PUBLISH_TIMEOUT
+        response = self._ask(replica, "GET", "models", timeout=httpx.Timeout(wait, connect=min(wait, CONNECT_TIMEOUT)))
+        if response.is_error:
+            raise ReplicaFailed(f"{replica.url}: {message_of(response)}", f"status {response.status_code}")
+        return {model["id"] for model in response.json().get("data", ())}
+
+    def _load(self, replica: Replica, action: str, request: dict[str, str]) -> None:
+        response = self._ask(replica, "POST", action, json=request)
         if response.is_error:
             raise RunError(
-                f"{url}: {action} of {request['lora_name']} failed ({response.status_code}): {_message(response)}; "
-                "the server needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and a name it has not seen before"
+                f"{replica.url}: {action} of {request['lora_name']} failed ({response.status_code}): "
+                f"{message_of(response)}; the server needs --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and a "
+                "name it has not seen before"
             )
+
+    def _ask(self, replica: Replica, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, f"{replica.url}/v1/{path}", **options)
+        except httpx.TransportError as error:
+            raise _gone(replica, error) from error
+
+    def _silent(self, replica: Replica) -> str | None:
+        """Why a server can't be used; None: it answers and takes the key. Raises RunError when it refuses the key."""
+        try:
+            self._http.get(f"{replica.url}/health", timeout=CONNECT_TIMEOUT).raise_for_status()
+            asked = self._http.get(f"{replica.url}/v1/models", timeout=CONNECT_TIMEOUT)
+        except httpx.HTTPError as error:
+            return _reason(error)
+        if asked.status_code == httpx.codes.UNAUTHORIZED:
+            given = "another key" if self._headers else "none"
+            raise RunError(
+                f"engine.key_env: {replica.url} asks for a key and was given {given}; name the variable with it"
+            )
+        return None
 
     def _async_client(self) -> httpx.AsyncClient:
-        """A client for the running event loop: its connections can't be used from another one."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            timeout = httpx.Timeout(self.request_timeout, connect=10.0)
+        client = self._clients.get(loop)
+        if client is None:
+            timeout = httpx.Timeout(self._request_timeout, connect=CONNECT_TIMEOUT)
             transport = ConnectionStack(retries=1, keepalive_expiry=KEEPALIVE_SECONDS)
-            self._client, self._loop = httpx.AsyncClient(timeout=timeout, transport=transport), loop
-        return self._client
-
-    def _wait_until_healthy(self, timeout: float) -> None:
-        url, deadline = self.urls[0], time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if self.process is None or self.process.poll() is not None:
-                raise RunError(f"the policy server at {url} ended while it started; {self._log_tail()}")
-            try:
-                if httpx.get(f"{url}/health", timeout=5).is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.25)
-        raise RunError(
-            f"the policy server at {url} was not ready after {timeout:g} s; raise engine.start_timeout or look at "
-            f"{self._log_tail()}"
-        )
-
-    def _first_request(self) -> None:
-        request = {"model": self.name, "prompt": [0, 0], "max_tokens": 2, "temperature": 1.0}
-        url, wait = f"{self.urls[0]}/v1/completions", self.request_timeout
-        response = httpx.post(url, json=request, headers=self._headers, timeout=wait)
-        if response.is_error:
-            raise RunError(
-                f"the policy server at {self.urls[0]} can't sample: {_message(response)}; {self._log_tail()}"
-            )
-
-    def _gone(self, url: str, error: httpx.TransportError) -> RunError:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        return RunError(f"the policy server at {url} does not answer any more ({reason}); {self._log_tail()}")
-
-    def _log_tail(self) -> str:
-        if self.log_file is None:
-            return "look at that server's own log"
-        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-        return f"the last lines of {self.log_file}:\n" + "\n".join(lines)
+            client = httpx.AsyncClient(timeout=timeout, transport=transport, headers=self._headers)
+            open_ones = {known: its for known, its in self._clients.items() if not known.is_closed()}
+            self._clients = open_ones | {loop: client}
+        return client
 
 
-def _message(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:300]
+def _gone(replica: Replica, error: httpx.TransportError) -> ReplicaFailed:
+    reason = _reason(error)
+    return ReplicaFailed(
+        f"the policy server at {replica.url} does not answer any more ({reason}); {_log_of(replica)}", reason
+    )
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _reason(error: httpx.HTTPError) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            raise InputError(
-                f"engine.port: {port} on {host} is taken; stop what listens there, name another, or leave it out"
-            ) from None
+def _log_of(replica: Replica) -> str:
+    return replica.process.log_tail() if replica.process else "look at that server's own log"

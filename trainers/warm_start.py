@@ -7,6 +7,7 @@ these are is decided here: the ids are those that the policy sees in rollouts, a
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from trainers.adapter_sync import write_adapter
 from trainers.chat_template import Tokenizer
+from trainers.quantization import quantization_config, widen_adapter
+from trainers.ranks import world_size
 from trainers.run_folder import MetricsLog
 from trainers.train import TrainSettings, lora_config
 from trainers.warm_start_config import WarmStart
@@ -60,7 +63,9 @@ def warm_start(
         train_dataset=Dataset.from_list([{"input_ids": one.ids, "labels": labels_of(one)} for one in dialogues]),
         processing_class=tokenizer,
         peft_config=lora_config(settings),
+        quantization_config=quantization_config(settings.quantization, settings.dtype),
     )
+    widen_adapter(trainer.model)
     if trainer.is_world_process_zero():
         (run_dir / METRICS).unlink(missing_ok=True)
     trainer.remove_callback(PrinterCallback)
@@ -81,7 +86,7 @@ def labels_of(dialogue: Imitation) -> list[int]:
 
 
 def _arguments(settings: TrainSettings, term: WarmStart, run_dir: Path) -> SFTConfig:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     return SFTConfig(
         output_dir=str((run_dir / WARM_ADAPTER).parent),  # nothing is saved there but by us
         seed=settings.seed,
@@ -94,7 +99,9 @@ def _arguments(settings: TrainSettings, term: WarmStart, run_dir: Path) -> SFTCo
         num_train_epochs=term.epochs,
         learning_rate=term.learning_rate,
         lr_scheduler_type="linear",
+        ddp_timeout=math.ceil(settings.rank_timeout),
         weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
         max_length=None,

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class EchoEngine:
     ids: tuple[int, ...]
     in_process = True
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Nobody."""
+        return {}
+
     async def generate(self, prompt_ids: Sequence[int], **_: Any) -> Sampled:
         """The reply, whatever was asked."""
         return Sampled(self.ids, (-0.5,) * len(self.ids), tuple(prompt_ids), "stop")
@@ -56,6 +61,12 @@ class EchoEngine:
 
     def retire(self, name: str) -> None:
         """Nothing to forget."""
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """Nothing to follow."""
+
+    def report(self) -> None:
+        """There is one engine."""
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from trainers import assembly
 from trainers.config import RunConfig
 from trainers.config_file import load_config
 from trainers.launch import replicas
+
+if TYPE_CHECKING:
+    from trainers.vllm_process import VllmProcess
 
 LOOPBACK = ("127.0.0.1", "localhost")
 POLL_SECONDS = 1.0
@@ -32,27 +35,42 @@ def serve(
         0
     ],
 ) -> None:
-    """Serve the policy from engine.port on: a copy for each engine.tensor_parallel of devices.engine, until stopped."""
+    """Serve the policy from engine.port on until stopped: a copy for each engine.tensor_parallel of devices.engine, or
+    engine.replicas on a CPU."""
     resolved = load_config(config, overrides or [])
     check_open(resolved, host)
     copies = replicas(resolved)
     model_dir = assembly.policy_dir(resolved, lambda text: stderr.print(text, markup=False))
-    from trainers.vllm_server import VllmServer
+    from trainers.vllm_process import start_all, stop_all
 
     place = resolved.run.dir / f"{resolved.run.name}-servers"
     settings = assembly.policy_server_settings(resolved, model_dir, place)
-    with ExitStack() as running:
-        servers = []
-        for copy in copies:
-            log = place / f"{socket.gethostname()}-{copy.port}.log"
-            own = replace(settings, host=host, port=copy.port, gpus=copy.gpus, log_file=log)
-            servers.append(running.enter_context(VllmServer.start(own)))
+    logs = [place / f"{socket.gethostname()}-{copy.port}.log" for copy in copies]
+    servers = start_all(
+        [
+            replace(settings, host=host, port=copy.port, gpus=copy.gpus, log_file=log)
+            for copy, log in zip(copies, logs, strict=True)
+        ]
+    )
+    try:
+        for copy, log in zip(copies, logs, strict=True):
             stdout().print(f"{host}:{copy.port} serves; its log: {log}", markup=False, soft_wrap=True)
-        while True:
-            for server in servers:
-                if server.process is None or server.process.poll() is not None:
-                    raise RunError(f"the policy server at {server.urls[0]} ended by itself; look at {server.log_file}")
-            time.sleep(POLL_SECONDS)
+        watch(servers)
+    finally:
+        stop_all(servers)
+
+
+def watch(servers: Sequence[VllmProcess]) -> None:
+    """Tell of each server that ends by itself: runs go on with the others. Raises RunError when none is left."""
+    running = list(servers)
+    while True:
+        for server in [server for server in running if not server.alive]:
+            running.remove(server)
+            told = f"the policy server at {server.url} ended by itself; look at {server.settings.log_file}"
+            if not running:
+                raise RunError(f"{told}; none is left")
+            stderr.print(f"{told}; {len(running)} of {len(servers)} are left", markup=False)
+        time.sleep(POLL_SECONDS)
 
 
 def check_open(config: RunConfig, host: str) -> None:

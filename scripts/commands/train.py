@@ -39,13 +39,26 @@ def train(
         _show_plan(resolved, json)
         return
     summary = run(plan, Told(resolved.trainer.steps).progress, resume=resume, overwrite=overwrite)
+    if not summary:  # a rank but the first, which goes on alone
+        return
     if json:
         print_json(summary)
     else:
         for share, told in (("warm_start", "what imitation gave"), ("rl", "what RL added to it")):
             if "shares" in summary:
                 stdout().print(f"{told}: {_points(summary['shares'][share])} points of emotion", markup=False)
+        if memory := summary["memory"]:
+            stdout().print(memory_line(memory), markup=False)
         stdout().print(f"{resolved.run.folder}: finished; next: attune release {resolved.run.folder}", markup=False)
+
+
+def memory_line(memory: dict[str, Any]) -> str:
+    """Training's measured peak beside its estimate."""
+    of = {"allocated": "allocated on a GPU", "resident": "resident set of the training process"}[memory["of"]]
+    reserved, estimate = memory["reserved_bytes"], memory["estimate_bytes"]
+    told = f"memory of training at its peak: {memory['peak_bytes'] / GIB:.2f} GiB ({of})"
+    told += "" if reserved is None else f", {reserved / GIB:.2f} reserved"
+    return told + ("; not estimated" if estimate is None else f"; estimated: {estimate / GIB:.2f}")
 
 
 def _points(difference: dict[str, Any]) -> str:

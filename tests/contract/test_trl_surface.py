@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.masking_utils import find_packed_sequence_indices
 from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
+from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
@@ -40,6 +41,7 @@ def test_nothing_else_of_trl_is_overridden():
     ours = {name for name in vars(DialogueTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
     assert ours - {"_abc_impl"} == {
         "_generate_and_score_completions",
+        "_prepare_inputs",
         "_get_per_token_logps_and_entropies",
         "_compute_loss",
         "create_optimizer",
@@ -111,6 +113,21 @@ def test_a_pass_over_likelihoods_takes_rows_in_chunks_and_options_that_do_not_go
     source = inspect.getsource(GRPOTrainer._prepare_inputs)
     for shared in ("shuffle_sequence_dict(", "split_tensor_dict("):
         assert shared in source  # every tensor of the batch goes along, the segments too
+
+
+def test_the_micro_batches_of_a_rollout_lie_in_the_buffer_from_which_each_step_takes_its_own():
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._buffered_inputs = [" in source
+    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
+
+
+def test_a_loss_goes_backward_as_it_is_and_only_the_last_of_an_optimizer_step_is_synchronised():
+    """What a pass in the middle of a micro-batch does by itself."""
+    assert 'self.compute_loss_func = "non-None value to disable scaling"' in inspect.getsource(_BaseTrainer)
+    source = inspect.getsource(Trainer.training_step)
+    assert "self.compute_loss_func is None:" in source
+    assert 'kwargs["scale_wrt_gas"] = False' in source and "self.accelerator.backward(loss, **kwargs)" in source
+    assert "gradient_state._set_sync_gradients(do_sync_step)" in inspect.getsource(Trainer._run_epoch)
 
 
 def test_without_an_attention_mask_positions_that_begin_again_part_a_row_into_sequences():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ CARDS = [load_card(CARDS_DIR / "en" / f"{name}.yaml") for name in ("bus-depot-le
 CONFIG = RunConfig.model_validate(
     {
         "trainer": {"steps": 5, "cards_per_step": 2, "dialogues_per_card": 2, "micro_batch": 2},
+        "engine": {"kind": "transformers"},
         "curriculum": {"kind": "adaptive", "clients": ["harsh.yaml"], "prefer": "hard", "floor": 0.1, "prior": 1},
     }
 )
@@ -53,13 +55,21 @@ def maker(spec: ClientSpec) -> MakeClient:
     return lambda card, seed: make_client(card, spec, seed)
 
 
-def run(model_dir: Path, run_dir: Path, resume: bool = False, reward: Callable[..., Any] = emotion_reward) -> None:
+def run(
+    model_dir: Path,
+    run_dir: Path,
+    ahead: int = 0,
+    *,
+    resume: bool = False,
+    reward: Callable[..., Any] = emotion_reward,
+) -> None:
     """Train in a recorded folder, as a run does."""
     record = run_dir / "trajectories.jsonl"
+    trainer = CONFIG.trainer.model_copy(update={"max_staleness": ahead})
     with RunFolder.create(run_dir, resume=resume) as folder:
-        folder.record(dump_config(CONFIG), CARDS, [MILD, HARSH], {"run": 0})
+        folder.record(dump_config(CONFIG.model_copy(update={"trainer": trainer})), CARDS, [MILD, HARSH], {"run": 0})
         train(
-            SETTINGS,
+            replace(SETTINGS, max_staleness=ahead),
             model_dir=model_dir,
             run_dir=run_dir,
             server=TransformersEngine(model_dir),
@@ -68,7 +78,7 @@ def run(model_dir: Path, run_dir: Path, resume: bool = False, reward: Callable[.
             spec=MILD,
             make_client=maker(MILD),
             further=[Player(HARSH, maker(HARSH))],
-            schedule=Curriculum(CONFIG.curriculum, CARDS, [MILD, HARSH], seed=0, groups=2, record=record),
+            schedule=Curriculum(CONFIG.curriculum, CARDS, [MILD, HARSH], seed=0, groups=2, ahead=ahead, record=record),
             reward=reward,
             resume=resume,
         )
@@ -96,17 +106,18 @@ async def dies_at_step_3(trajectory: Trajectory) -> Score:
     return await emotion_reward(trajectory)
 
 
-def test_a_run_that_was_killed_and_resumed_plays_the_same_and_both_are_verified(model_dir, tmp_path):
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_a_run_that_was_killed_and_resumed_plays_the_same_and_both_are_verified(model_dir, tmp_path, ahead):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(model_dir, whole)
+    run(model_dir, whole, ahead)
     with pytest.raises(Killed):
-        run(model_dir, cut, reward=dies_at_step_3)
+        run(model_dir, cut, ahead, reward=dies_at_step_3)
     assert len(curricula(cut)) == 3  # of which the last checkpoint holds two
-    run(model_dir, cut, resume=True)
+    run(model_dir, cut, ahead, resume=True)
     assert played(cut) == played(whole) and {spec for _, spec in played(whole)} == {MILD.name, HARSH.name}
     assert curricula(cut) == curricula(whole) and len(curricula(whole)) == 5
     rates = [{one["failure_rate"] for one in line.values()} for line in curricula(whole)]
-    assert rates[0] == {0.5} and len(rates[-1]) > 1  # what was observed has moved them
+    assert all(told == {0.5} for told in rates[: ahead + 1]) and len(rates[-1]) > 1  # what was observed has moved them
     for folder in (whole, cut):
         found = verify_run(folder)
         assert found.verified, found.problem

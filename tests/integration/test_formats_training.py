@@ -79,7 +79,11 @@ def starts(talk: Trajectory) -> tuple[int, ...]:
 
 
 def step(worker: RolloutWorker, number: int) -> Rollout:
-    return asyncio.run(worker.run([(a_card().id, a_spec(2).name)] * 2, number, 0, None, lambda talks: None))
+    async def played_and_scored() -> Rollout:
+        played = await worker.play([(a_card().id, a_spec(2).name)] * 2, number, 0, None, asyncio.Semaphore(1))
+        return await worker.score(played, 0.0)
+
+    return asyncio.run(played_and_scored())
 
 
 @pytest.mark.parametrize("required", [False, True])

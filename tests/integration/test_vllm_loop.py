@@ -18,7 +18,8 @@ from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_t
 from trainers.policy import Sampling
 from trainers.policy_server import Sampled
 from trainers.train import TrainSettings, train
-from trainers.vllm_server import PREFILL_TOKENS, VllmServer, VllmSettings
+from trainers.vllm_process import PREFILL_TOKENS, VllmSettings
+from trainers.vllm_server import VllmServer
 
 pytest.importorskip("vllm")
 
@@ -122,7 +123,8 @@ def group_members(group: int) -> list[int]:
 
 
 def test_after_closing_no_process_of_the_server_is_left_and_a_request_names_its_log(server):
-    url, log_file, group = server.urls[0], server.log_file, server.process.pid
+    [process] = server.processes
+    url, log_file, group = process.url, process.settings.log_file, process.process.pid
     assert len(group_members(group)) >= 3  # supervisor, API server, engine
     server.close()
     assert group_members(group) == []

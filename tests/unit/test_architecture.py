@@ -150,11 +150,10 @@ def test_every_zip_is_strict() -> None:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    """deepspeed is named by configurations alone, accelerate by a launch file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {requirement.split("==")[0].replace("-", "_") for requirement in project["dependencies"]}
     declared = (declared - {"pyyaml"}) | {"yaml"}
     names = {name.split(".")[0] for tree in sources().values() for _, name in imports(tree)}
     used = {name for name in names if name not in sys.stdlib_module_names and name not in FLOORS}
     assert used - declared == set()
-    assert declared - used <= {"deepspeed", "accelerate"}
+    assert declared - used == set()

@@ -103,6 +103,18 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
             "32 dialogues a step (cards_per_step x dialogues_per_card) are no multiple",
         ),
         (["policy.dtype=bfloat16"], "trainer.logprob_tolerance", "raise it to 0.01 or more"),
+        (["trainer.micro_batch_tokens=1000"], "trainer.micro_batch_tokens", "policy.context_tokens (1024)"),
+        (["policy.quantization=4bit"], "trainer.logprob_tolerance", "raise it to 0.5 or more"),
+        (
+            ["policy.quantization=8bit", "trainer.logprob_tolerance=1", "trainer.importance_correction=none"],
+            "trainer.importance_correction",
+            "set token_truncate",
+        ),
+        (
+            ["policy.quantization=8bit", "trainer.logprob_tolerance=1", "trainer.deepspeed=configs/deepspeed/x.json"],
+            "trainer.deepspeed",
+            "remove it, or policy.quantization",
+        ),
         (["rewards=[{name: emotion}, {name: emotion}]"], "rewards", "named twice"),
         (["rewards=[{name: format-think}]"], "rewards", "format-think rewards a format that policy.format (plain)"),
         (["policy.format_required=true"], "policy.format_required", "no format that a reply could break"),
@@ -116,10 +128,26 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         (["engine.port=8000", "engine.urls=[http://127.0.0.1:1]"], "engine.port", "remove one of the two"),
         (["engine.urls=['127.0.0.1:1']"], "engine.urls", "must begin with http://"),
         (["engine.tensor_parallel=2"], "engine.tensor_parallel", "must equal the number of devices.engine"),
+        (
+            ["devices.training=[0]", "devices.engine=[1, 2, 3]", "engine.replicas=2"],
+            "engine.tensor_parallel",
+            "1, for each of engine.replicas (2), must equal the number of devices.engine (3)",
+        ),
+        (["engine.replicas=2", "engine.urls=[http://127.0.0.1:1]"], "engine.replicas", "remove one of the two"),
+        (["engine.replicas=2", "engine.kind=transformers"], "engine.replicas", "set engine.kind to vllm"),
+        (
+            ["engine.replicas=3", "engine.port=65534"],
+            "engine.port",
+            "would take 65536; name a lower one, at",
+        ),
         (["devices.training=[0, 0]"], "devices.training", "names a GPU twice"),
         (["devices.training=[0, 1]", "devices.engine=[1]"], "devices.engine", "the same GPUs as devices.training"),
         (["devices.engine=[0]"], "devices.training", "name the GPUs that train"),
-        (["trainer.deepspeed=configs/deepspeed/zero2.json"], "trainer.deepspeed", "remove it, or name two or more"),
+        (
+            ["trainer.deepspeed=configs/deepspeed/zero2.json", "devices.training=[0]"],
+            "trainer.deepspeed",
+            "remove it, or train on several",
+        ),
         (["trainer.dialogues_per_card=1"], "trainer.dialogues_per_card", "set 2 or more"),
         (["trainer.turn_discount=0.5"], "trainer.turn_discount", "is for grpo with credit: turn"),
         (["trainer.value_clip=0.3"], "trainer.value_clip", "says nothing to grpo"),
@@ -165,11 +193,12 @@ def test_a_hub_id_needs_no_folder() -> None:
     assert load_config(None, ["policy.model=Qwen/Qwen2.5-0.5B-Instruct"]).policy.model == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
-def test_zero_stage_3_is_refused(tmp_path: Path) -> None:
-    sharded = tmp_path / "zero3.json"
-    sharded.write_text(json.dumps({"zero_optimization": {"stage": 3}}), encoding="utf-8")
-    message = refusal(ROOT / "configs/grpo_qwen2.5_7b_8gpu.yaml", f"trainer.deepspeed={sharded}")
-    assert "asks for ZeRO stage 3; the adapter sync needs 0, 1 or 2" in message
+def test_a_stage_that_zero_does_not_have_is_refused(tmp_path: Path) -> None:
+    eight = ROOT / "configs/grpo_qwen2.5_7b_8gpu.yaml"
+    sharded = tmp_path / "zero4.json"
+    sharded.write_text(json.dumps({"zero_optimization": {"stage": 4}}), encoding="utf-8")
+    assert "asks for ZeRO stage 4; there are 0, 1, 2 and 3" in refusal(eight, f"trainer.deepspeed={sharded}")
+    assert load_config(eight, ["trainer.deepspeed=configs/deepspeed/zero3.json"]).trainer.deepspeed
 
 
 @pytest.mark.parametrize(
@@ -245,5 +274,5 @@ def test_deepspeed_reads_the_shipped_files_once_the_trainer_has_filled_them_in()
         filled |= {"bf16": {"enabled": True}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}
         filled |= {"gradient_accumulation_steps": 4, "gradient_clipping": 1.0}
         read = runtime.DeepSpeedConfig(filled)
-        assert (read.zero_optimization_stage, read.gradient_clipping) == (2, 1.0)
+        assert (f"zero{read.zero_optimization_stage}", read.gradient_clipping) == (path.stem, 1.0)
         assert read.zero_config.model_dump()["overlap_comm"] is True

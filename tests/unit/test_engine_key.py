@@ -16,7 +16,8 @@ from scripts.commands.serve import check_open
 from trainers.assembly import engine_key, engine_urls
 from trainers.config import Engine, RunConfig
 from trainers.config_file import load_config
-from trainers.vllm_server import VllmServer, VllmSettings
+from trainers.vllm_process import VllmSettings
+from trainers.vllm_server import VllmServer
 
 KEY = "a-key-that-nobody-else-has"
 ANSWER = b'{"choices": [{"token_ids": [5], "logprobs": {"token_logprobs": [-0.5]}, "prompt_token_ids": [1, 2], "finish_reason": "stop"}]}'  # fmt: skip  # noqa: E501

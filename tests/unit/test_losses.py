@@ -18,6 +18,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tests.reference import Batch, Grid, Rule, grids, masks, policy_loss, value_loss
 from trainers.credit import GroupRelative, ValueBased, ValueLoss
+from trainers.micro_batches import Passes
 from trainers.packing import Positions
 from trainers.train import TrainSettings, training_arguments
 from trainers.trainer import DialogueTrainer
@@ -299,6 +300,7 @@ def our_loss(
     values = torch.tensor(heard.values if heard else np.zeros(batch.mask.shape), requires_grad=True)
     trainer = bare_trainer(DialogueTrainer, rule, part, logps, corrected=True)
     trainer._credit, trainer._positions = ValueBased(value=value) if value else GroupRelative(2), Positions()
+    trainer._passes = Passes(trainer.accelerator, None)
     trainer._heard = [torch.full_like(values, 1e6)]  # of the pass before
 
     def passed(*_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor, None]:

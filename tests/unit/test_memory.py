@@ -103,6 +103,32 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others() -> None:
     assert device.parts["activations"] == 200 * (2 * 4 * 4 + kept + 2 * 4 * 8)
 
 
+def test_a_pass_of_so_many_tokens_bounds_the_activations_but_never_below_one_dialogue() -> None:
+    """Eight dialogues of 100 tokens in passes of at most 250."""
+    settings = {"micro_batch": 8, "minibatches": 1}
+    bounded = config(devices={"training": [0]}, trainer={**settings, "micro_batch_tokens": 250})
+    kept = 4 * 177 + 32
+    assert estimate_memory(bounded, TINY)[0].parts["activations"] == 250 * (2 * kept + 2 * 4 * 8)
+    thinking = {"format": "think", "format_required": True, "context_tokens": 100, "max_new_tokens": 10}
+    four = {"policy": thinking, "dialogue": {"max_turns": 4}}
+    [alone] = estimate_memory(config(trainer={"micro_batch": 1, "minibatches": 1}, **four), TINY)
+    [longer] = estimate_memory(config(trainer={**settings, "micro_batch_tokens": 200}, **four), TINY)
+    assert longer.parts["activations"] == alone.parts["activations"]  # of 250 tokens
+
+
+@pytest.mark.parametrize(("quantization", "of_a_weight"), [("8bit", 1.0), ("4bit", 0.5 + 1 / 64 + 4 / (64 * 256))])
+def test_quantised_weights_are_those_of_the_blocks_and_the_engine_s_stay_whole(
+    quantization: str, of_a_weight: float
+) -> None:
+    """2 x 144 numbers in the blocks' linear layers, of 404 in all; the widest layer has 32."""
+    policy = {"context_tokens": 100, "max_new_tokens": 10, "quantization": quantization}
+    trainer = {"micro_batch": 2, "minibatches": 1, "logprob_tolerance": 0.5}
+    devices = {"training": [0], "engine": [0]}
+    [device] = estimate_memory(config(devices=devices, policy=policy, trainer=trainer), TINY)
+    assert device.parts["base weights"] == (404 - 288 + 32) * 4 + round(288 * of_a_weight)
+    assert device.parts["engine weights"] == 404 * 4
+
+
 def test_in_bf16_the_adapter_has_a_copy_and_the_rest_is_half_as_wide() -> None:
     policy = {"context_tokens": 100, "max_new_tokens": 10, "dtype": "bfloat16"}
     trainer = {"micro_batch": 2, "minibatches": 1, "logprob_tolerance": 1}
@@ -168,14 +194,18 @@ def saved_bytes(sizes: Architecture, dtype: str, rows: int, row: int, rank: int)
     return sum(kept.values())
 
 
-def test_zero_2_shares_out_gradients_and_optimizer_only() -> None:
+@pytest.mark.parametrize(("stage", "parts"), [(2, {}), (3, {"base weights": 2 / 3, "adapter": 2})])
+def test_zero_shares_out_gradients_and_optimizer_and_at_stage_3_weights(stage: int, parts: dict[str, float]) -> None:
+    """At stage 3 a model as small as this may stand whole beside its shares."""
+    file = f"configs/deepspeed/zero{stage}.json"
     two = {"devices": {"training": [0, 1]}, "engine": {"port": 8123}}
     plain = config(**two)
-    shared = config(**two, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": "x.json"})
+    shared = config(**two, trainer={"micro_batch": 2, "minibatches": 1, "deepspeed": file})
     before, after = estimate_memory(plain, TINY)[0].parts, estimate_memory(shared, TINY)[0].parts
     assert {part: before[part] / after[part] for part in before if before[part] != after[part]} == {
         "gradients": 2,
         "optimizer": 2,
+        **parts,
     }
 
 
@@ -232,6 +262,22 @@ def test_without_gpus_one_estimate_is_for_this_machine() -> None:
     assert device.parts["KV cache"] == GIB
     [lean] = estimate_memory(config(engine={"kind": "transformers"}), TINY)
     assert "KV cache" not in lean.parts
+
+
+def test_each_server_on_a_cpu_takes_its_memory() -> None:
+    [one], [three] = (estimate_memory(config(engine={"replicas": n}), TINY) for n in (1, 3))
+    engine = ("engine weights", "adapter slots", "KV cache", "engine runtime")
+    assert [three.parts[part] / one.parts[part] for part in engine] == [3] * 4
+    assert {part: one.parts[part] for part in one.parts if part not in engine}.items() <= three.parts.items()
+
+
+def test_dialogues_are_shared_out_between_the_servers_on_gpus() -> None:
+    """Of unknown memory each holds half of the 32 dialogues of 100 tokens: 16 x 100 x 32 bytes, which both tell of."""
+    two = config(devices={"training": [0], "engine": [1, 2]}, engine={"replicas": 2})
+    _, serves, serves_too = estimate_memory(two, TINY)
+    assert serves.parts == serves_too.parts and serves.parts["engine weights"] == 404 * 4
+    assert serves.parts["KV cache"] == 16 * 100 * 32
+    assert serves.notes == ["the KV cache holds 32 dialogues of 100 tokens; 32 run at once"]
 
 
 def test_a_folder_tells_its_architecture(tmp_path: Path) -> None:

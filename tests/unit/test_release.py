@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,7 @@ class RecordedServer:
     """
 
     in_process = True
+    left_out: Mapping[str, str] = {}
 
     def __init__(self, evaluated: Sequence[Trajectory], off: float = 0.0, other: int = 0) -> None:
         self.known, self.off, self.other = {}, off, other
@@ -275,6 +276,7 @@ class RecordedServer:
         max_tokens: int,
         temperature: float,
         stop_ids: Sequence[int] = (),
+        session: int | None = None,
     ) -> Sampled:
         assert adapter == "released" and temperature == 1.0 and max_tokens == 64 and stop_ids == (2,)
         said = self.known[seed, tuple(prompt_ids)]
@@ -288,6 +290,10 @@ class RecordedServer:
 
     def retire(self, name: str) -> None:
         self.retired.append(name)
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None: ...
+
+    def report(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -218,5 +218,5 @@ def test_ci_starts_from_nothing_and_ends_with_the_tests() -> None:
         if line and not line.startswith("#")
     ]
     assert lines[0] == "set -euo pipefail"
-    assert lines[-4:] == ["rm -rf .venv", "make lint", "make demo", "make test"]
+    assert lines[-5:] == ["rm -rf .venv", "make lint", "make demo", "make test-ranks", "make test"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
