@@ -125,7 +125,7 @@ def scaling(made: Setting, in_flight: Sequence[int], tell: Tell) -> list[dict[st
 def after_publish(made: Setting, size: int, rounds: int, tell: Tell) -> list[dict[str, Any]]:
     """Ours under an adapter that was published a moment before, so that its part of the prefix cache is empty.
 
-    The second pass of a round plays other dialogues under the same adapter.
+    The second pass of a round plays the same talks again under the same adapter; only the clients' times differ.
     """
     found = []
     for round_ in range(rounds):

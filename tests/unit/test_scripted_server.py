@@ -120,7 +120,7 @@ def test_models_are_listed_and_other_paths_refused() -> None:
 
 def test_sixty_four_hanging_requests_do_not_keep_the_server_from_ending() -> None:
     async def scenario(url: str) -> None:
-        async with httpx.AsyncClient(timeout=0.2) as client:
+        async with httpx.AsyncClient(timeout=httpx.Timeout(0.2, connect=10)) as client:
             requests = [client.post(f"{url}/chat/completions", json=REQUEST) for _ in range(64)]
             told = await asyncio.gather(*requests, return_exceptions=True)
         assert {type(each) for each in told} == {httpx.ReadTimeout}
