@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,8 +15,6 @@ from typer.core import TyperGroup
 
 from envs.errors import InputError
 from scripts import commands, console
-
-VERBOSE = "--verbose"
 
 
 class _Commands(TyperGroup):
@@ -41,22 +38,15 @@ app = console.command_app("attune train --config configs/demo.yaml --dry-run", c
 
 
 @app.callback()
-def _root(verbose: bool = typer.Option(False, VERBOSE, help="Show logs and tracebacks; may stand anywhere.")) -> None:
+def _root(
+    verbose: bool = typer.Option(False, console.VERBOSE, help="Show logs and tracebacks; may stand anywhere."),
+) -> None:
     """Tune an open language model into an empathetic agent, against simulated clients whose feelings can be checked."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-    verbose, as_json = VERBOSE in given, "--json" in given
-    console.configure_logging(verbose)
-    try:
-        app([argument for argument in given if argument != VERBOSE], prog_name="attune")
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else console.OK if done.code is None else console.RUN_FAILED
-    except (Exception, KeyboardInterrupt) as error:
-        return console.explain(error, verbose=verbose, as_json=as_json)
-    return console.OK
+    return console.run_app(app, arguments, "attune")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import typer
 
 from envs.errors import InputError
 from scripts.benchmark_parts import report as reports
-from scripts.console import JsonFlag, command_app, configure_logging, explain, print_json, stderr, stdout
+from scripts.console import JsonFlag, command_app, print_json, run_app, stderr, stdout
 from trainers.config import RunConfig
 from trainers.config_file import load_config
 
@@ -156,20 +156,23 @@ def benchmark(
     chosen = part or list(QUICK_PARTS if quick else PARTS)
     others: list[str] = [*OTHERS] if other is None else other
     _check(chosen, others, device)
+    before = read_report(out) if out and out.exists() else {}  # a bad file is refused before hours of measuring
     if device == "cuda" and not _has_gpu():
         stderr.print("there is no GPU here: nothing was measured")
         found: dict[str, Any] = facts("cpu") | {"device": "cuda"}
     elif old:
-        found = json.loads(old.read_text(encoding="utf-8"))
+        found = read_report(old)
     else:
         sizes = size or ([16] if quick else [16, 64])
         found = measure(chosen, quick, sizes, rounds or (1 if quick else 3), device, others)
     if out and not old:
-        found = merged(json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}, found)
+        found = merged(before, found)
     found["targets"] = reports.targets(found)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        unfinished = out.with_name(out.name + ".tmp")
+        unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(out)
     if plots:
         from scripts.benchmark_parts.plots import draw
 
@@ -179,6 +182,27 @@ def benchmark(
     else:
         stdout().print(reports.rollouts_table(found))
         stdout().print(reports.targets_table(found["targets"]))
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """An older report. Raises InputError for a file that is none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
+        for row in [*report.get("rollouts", ()), *report.get("stream", ())]:
+            float(row["seconds"]), float(row["turns"]), row["round"], row["latency"]
+        for row in report.get("rollouts", ()):
+            row["variant"], row["size"], row["waited"], row["prefix_hits"], row["prefix_queries"], row["prefix_ideal"]
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); name a report that --out has written") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is no report of this benchmark ({type(error).__name__}: {error}); name one that --out has written"
+        ) from error
+    return report
+
+
+def _not_finite(number: str) -> float:
+    raise ValueError(f"{number} is no number that was measured")
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -204,12 +228,7 @@ def _has_gpu() -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and return the exit status."""
-    configure_logging(verbose=False)
-    try:
-        app(arguments, standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, verbose=False, as_json=False)
-    return 0
+    return run_app(app, arguments, "benchmark.py")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from scripts.console import JsonFlag, command_app, configure_logging, explain, print_json, stderr, stdout
+from scripts.console import JsonFlag, command_app, print_json, run_app, stderr, stdout
 from trainers.config import BOOTSTRAP, RunConfig
 from trainers.config_file import load_config
 from trainers.memory import GIB, Architecture, architecture_of, estimate_memory
@@ -235,12 +235,7 @@ def benchmark(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and return the exit status."""
-    configure_logging(verbose=False)
-    try:
-        app(arguments, standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, verbose=True, as_json=False)
-    return 0
+    return run_app(app, arguments, "benchmark_gpu.py")
 
 
 if __name__ == "__main__":

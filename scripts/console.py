@@ -18,6 +18,7 @@ from rich.text import Text
 from envs.errors import InputError, RunError
 
 OK, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+VERBOSE = "--verbose"
 
 # For people: tables, progress, errors. Results that a program reads go to stdout.
 stderr = Console(stderr=True, highlight=False)
@@ -51,6 +52,20 @@ def configure_logging(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
     )
+
+
+def run_app(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
+    """Run a command line (None: this process's) and return its exit status; errors are told."""
+    given = sys.argv[1:] if arguments is None else arguments
+    verbose, as_json = VERBOSE in given, "--json" in given
+    configure_logging(verbose)
+    try:
+        app([argument for argument in given if argument != VERBOSE], prog_name=name)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else OK if done.code is None else RUN_FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, verbose=verbose, as_json=as_json)
+    return OK
 
 
 def explain(error: BaseException, *, verbose: bool, as_json: bool) -> int:

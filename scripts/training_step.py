@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from trainers.background import BackgroundLoop
 from trainers.credit import CreditAssigner, GroupRelative
 from trainers.curriculum import Rotation
 from trainers.memory import Architecture
-from trainers.policy_server import PolicyServer
+from trainers.policy_server import PolicyServer, SoleEngine
 from trainers.rollouts import Played, Rollout, RolloutWorker
 from trainers.samples import Sample
 from trainers.train import TrainSettings, lora_config, training_arguments
@@ -122,20 +122,14 @@ class _Rows:
         return self._rollout
 
 
-class _NoServer:
+class _NoServer(SoleEngine):
     """Takes adapters and samples nothing."""
-
-    in_process = True
-    left_out: Mapping[str, str] = {}
 
     def publish(self, adapter_dir: Path) -> str:
         return adapter_dir.name
 
     def retire(self, name: str) -> None:
         pass
-
-    def report(self) -> None:
-        return None
 
 
 class _Trainer(DialogueTrainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from envs.cards import Language, PersonaCard, load_card
 from envs.client_spec import ClientSpec, load_spec
 from envs.trajectory import ClientTurn, Message, Score, Trajectory
 from trainers.chat_template import ChatTemplate, check_template, load_tokenizer
-from trainers.policy_server import Sampled
+from trainers.policy_server import Sampled, SoleEngine
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -97,11 +97,8 @@ async def emotion_reward(trajectory: Trajectory) -> Score:
     return Score(name="emotion", value=trajectory.final_emotion / 100)
 
 
-class ScriptedServer:
+class ScriptedServer(SoleEngine):
     """Answers with the given ids, one list a request, and keeps what it was asked. An exhausted script raises."""
-
-    in_process = True
-    left_out: Mapping[str, str] = {}
 
     def __init__(self, replies: Sequence[Sequence[int]]) -> None:
         self._replies = [tuple(ids) for ids in replies]
@@ -134,15 +131,6 @@ class ScriptedServer:
 
     def retire(self, name: str) -> None:
         """Nothing to unload."""
-
-    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
-        """Nothing to take over."""
-
-    def report(self) -> None:
-        """There is one engine."""
-
-    def close(self) -> None:
-        """Nothing to stop."""
 
 
 def kind_templates(model_dir: Path) -> dict[Language, ChatTemplate]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from envs.errors import RunError
@@ -93,6 +94,22 @@ class PolicyServer(Protocol):
     def close(self) -> None:
         """Give back what the engine holds. May be called twice."""
         ...
+
+
+class SoleEngine:
+    """What a PolicyServer that is one engine in this process has to say of several servers: nothing."""
+
+    in_process = True
+    left_out: Mapping[str, str] = MappingProxyType({})
+
+    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
+        """No other process publishes for this one."""
+
+    def report(self) -> None:
+        """There is one engine."""
+
+    def close(self) -> None:
+        """Nothing outlives this process."""
 
 
 def adapter_name(adapter_dir: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from envs.errors import InputError, RunError
-from trainers.policy_server import Sampled, adapter_name, checked
+from trainers.policy_server import Sampled, SoleEngine, adapter_name, checked
 
 
-class TransformersEngine:
+class TransformersEngine(SoleEngine):
     """Serves a copy of the base model of its own; see PolicyServer."""
-
-    in_process = True
-    left_out: Mapping[str, str] = {}
 
     def __init__(self, model_dir: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         try:
@@ -80,15 +77,6 @@ class TransformersEngine:
             if self._names:  # PEFT warns of an active adapter that goes
                 self._model.set_adapter(next(iter(self._names)))
             self._model.delete_adapter(name)
-
-    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
-        """No other process publishes for this one."""
-
-    def report(self) -> None:
-        """There is one engine."""
-
-    def close(self) -> None:
-        """Nothing outlives this process."""
 
     @torch.inference_mode()
     def _decode(

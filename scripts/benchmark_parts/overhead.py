@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trainers.assembly import cards_of, chat_templates, policy_dir
 from trainers.chat_template import ChatTemplate
 from trainers.config_file import load_config
 from trainers.policy import PolicySupporter, Sampling
-from trainers.policy_server import Sampled
+from trainers.policy_server import Sampled, SoleEngine
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 STEP = 64  # dialogues that are played, written down and let go of together
@@ -40,16 +40,10 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class EchoEngine:
+class EchoEngine(SoleEngine):
     """A policy server in this process that says the same at once."""
 
     ids: tuple[int, ...]
-    in_process = True
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Nobody."""
-        return {}
 
     async def generate(self, prompt_ids: Sequence[int], **_: Any) -> Sampled:
         """The reply, whatever was asked."""
@@ -61,15 +55,6 @@ class EchoEngine:
 
     def retire(self, name: str) -> None:
         """Nothing to forget."""
-
-    def follow(self, name: str, left_out: Mapping[str, str]) -> None:
-        """Nothing to follow."""
-
-    def report(self) -> None:
-        """There is one engine."""
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def echo_engine(template: ChatTemplate) -> EchoEngine:

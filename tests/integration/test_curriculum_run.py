@@ -15,7 +15,7 @@ from envs.client_spec import ClientSpec, load_spec
 from envs.clients import make_client
 from envs.errors import RunError
 from envs.trajectory import Score, Trajectory
-from tests.tiny_policy import emotion_reward, kind_templates, tiny_model
+from tests.tiny_policy import emotion_reward, kind_templates
 from trainers.config import RunConfig
 from trainers.config_file import dump_config
 from trainers.curriculum import CURRICULUM, Curriculum
@@ -44,11 +44,6 @@ CONFIG = RunConfig.model_validate(
         "curriculum": {"kind": "adaptive", "clients": ["harsh.yaml"], "prefer": "hard", "floor": 0.1, "prior": 1},
     }
 )
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def maker(spec: ClientSpec) -> MakeClient:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from envs.receipts import read_log
 from envs.trajectory import Trajectory
 from rewards.emotion import EmotionReward
 from rewards.format import FormatReward
-from tests.tiny_policy import CHATML, ByteClient, ScriptedServer, a_card, a_spec, tiny_model, tiny_tokenizer
+from tests.tiny_policy import CHATML, ByteClient, ScriptedServer, a_card, a_spec, tiny_tokenizer
 from trainers.chat_template import check_template, load_tokenizer
 from trainers.credit import ValueBased
 from trainers.policy import Sampling
@@ -34,11 +33,6 @@ SETTINGS = TrainSettings(
     sampling=Sampling(max_tokens=24, max_context=300),
 )
 TERMS = ((EmotionReward(), 0.8), (FormatReward("think"), 0.2))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from rewards.judge_prompts import as_shown
 from tests.integration.test_played_client import ROOT, rows
 from tests.integration.test_rubric_run import SAID, config, forge
 from tests.scripted_server import Request, ScriptedServer
-from tests.tiny_policy import tiny_model
 from trainers.plan import Plan
 from trainers.run import Progress, run
 from trainers.verification import verify_run
@@ -51,11 +50,6 @@ def plan(model_dir: Path, folder: Path, url: str) -> Plan:
     dead = {"window": 1, "max_rate": 0.5, "min_groups": 1, "pairwise": ["rubric-kardia"]}
     more = ("run.name=pairs", f"dead_signals={json.dumps(dead)}", "trainer.steps=3", "trainer.checkpoint_every=1")
     return Plan.of(config(model_dir, folder, url, *more, "policy.max_new_tokens=12"))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

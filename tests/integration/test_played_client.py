@@ -13,7 +13,6 @@ from envs.errors import InputError, RunError
 from envs.receipts import read_log
 from scripts.attune import main
 from tests.scripted_server import ScriptedServer
-from tests.tiny_policy import tiny_model
 from trainers.config_file import load_config
 from trainers.plan import Plan
 from trainers.run import Progress, run
@@ -22,11 +21,6 @@ from trainers.verification import verify_run
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-not-to-be-written-anywhere"
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

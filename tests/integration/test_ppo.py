@@ -12,18 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.test_training import SETTINGS, DyingReward, Killed, lines, run
-from tests.tiny_policy import tiny_model
 from trainers.credit import ValueBased
 from trainers.train import FINAL_ADAPTER
 from trainers.value_head import FILE
 
 PPO = replace(SETTINGS, beta=0.0, loss_type="dapo")
 CREDIT = ValueBased("turn", lam=0.9, reference_kl=0.01)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 async def by_turn(trajectory: Any) -> Any:

@@ -13,16 +13,10 @@ from safetensors.torch import load_file
 from envs.errors import InputError
 from tests.integration.test_training import SETTINGS, lines, run
 from tests.integration.test_warm_start import imitate
-from tests.tiny_policy import tiny_model
 from trainers import quantization
 from trainers.quantization import Quantization, check_quantization
 from trainers.train import FINAL_ADAPTER
 from trainers.trainer import DialogueTrainer, Limits
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def test_without_bitsandbytes_quantised_weights_are_refused_with_the_command_that_installs_it(

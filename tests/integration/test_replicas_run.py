@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from envs.trajectory import ClientTurn, Message
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates
 from trainers.policy import Sampling
 from trainers.train import TrainSettings, train
 from trainers.vllm_process import VllmSettings
@@ -31,11 +31,6 @@ SETTINGS = TrainSettings(
     checkpoint_every=10,
     sampling=Sampling(max_tokens=16, max_context=256),
 )
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

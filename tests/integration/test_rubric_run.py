@@ -14,7 +14,6 @@ from envs.errors import RunError
 from rewards.rubric import rubric_file
 from tests.integration.test_played_client import ROOT, few_cards, rows
 from tests.scripted_server import Request, ScriptedServer
-from tests.tiny_policy import tiny_model
 from trainers.config_file import load_config
 from trainers.manifest import write_manifest
 from trainers.plan import Plan
@@ -33,11 +32,6 @@ def verdict(request: Request) -> str:
     level = 1 + sum(map(ord, "".join(replies))) % 5
     axis = {"evidence": quote[:60] or "nothing", "reason": "It is what was said.", "level": level}
     return json.dumps(dict.fromkeys(properties, axis))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def config(model_dir: Path, folder: Path, url: str, *more: str) -> Any:

@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.integration.test_training import lines
-from tests.tiny_policy import tiny_model
 from trainers.run_files import COMPLETE
 from trainers.train import FINAL_ADAPTER
 from trainers.value_head import FILE
@@ -39,11 +38,6 @@ ZERO = {stage: f"configs/deepspeed/zero{stage}.json" for stage in (2, 3)}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 PROMPT = [258, 104, 101, 108, 108, 111]
 Trained = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

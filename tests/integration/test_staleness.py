@@ -12,16 +12,9 @@ import pytest
 
 from envs.errors import RunError
 from tests.integration.test_training import SETTINGS, DyingReward, Killed, lines, run
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
-from trainers.train import train
 from trainers.transformers_engine import TransformersEngine
 
 STALE = replace(SETTINGS, steps=5, max_staleness=1, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def versions(run_dir: Path) -> list[str]:
@@ -103,14 +96,4 @@ class Forgetful(TransformersEngine):
 
 def test_a_stale_run_fails_too_when_the_sampler_does_not_hold_the_newest_weights(model_dir, tmp_path):
     with pytest.raises(RunError, match=r"step 1: sampler and trainer differ by .*v000002"):
-        train(
-            STALE,
-            model_dir=model_dir,
-            run_dir=tmp_path / "run",
-            server=Forgetful(model_dir),
-            templates=kind_templates(model_dir),
-            cards=[a_card()],
-            spec=a_spec(2),
-            make_client=ByteClient,
-            reward=emotion_reward,
-        )
+        run(model_dir, tmp_path / "run", STALE, server=Forgetful(model_dir))

@@ -32,16 +32,11 @@ SETTINGS = TrainSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
 def run(model_dir: Path, run_dir: Path, settings: TrainSettings = SETTINGS, **changes: Any) -> bytes:
     given: dict[str, Any] = {"make_client": ByteClient, "reward": emotion_reward, **changes}
-    engine = TransformersEngine(model_dir)
+    given.setdefault("server", TransformersEngine(model_dir))
     given |= {"cards": [a_card()], "spec": a_spec(2), "templates": kind_templates(model_dir)}
-    final = train(settings, model_dir=model_dir, run_dir=run_dir, server=engine, **given)
+    final = train(settings, model_dir=model_dir, run_dir=run_dir, **given)
     return (final / "adapter_model.safetensors").read_bytes()
 
 
@@ -175,17 +170,7 @@ def test_a_run_halts_past_its_budget_of_scores_that_could_not_be_measured(model_
 def test_a_run_fails_when_sampler_and_trainer_hold_different_policies(model_dir, tmp_path):
     other = tiny_model(tmp_path / "other", seed=1)
     with pytest.raises(RunError, match="sampler and trainer differ by"):
-        train(
-            SETTINGS,
-            model_dir=model_dir,
-            run_dir=tmp_path / "run",
-            server=TransformersEngine(other),
-            templates=kind_templates(model_dir),
-            cards=[a_card()],
-            spec=a_spec(2),
-            make_client=ByteClient,
-            reward=emotion_reward,
-        )
+        run(model_dir, tmp_path / "run", server=TransformersEngine(other))
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(model_dir, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from envs.errors import InputError, RunError
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates
 from trainers.policy import Sampling
 from trainers.policy_server import Sampled
 from trainers.train import TrainSettings, train
@@ -32,11 +32,6 @@ SETTINGS = TrainSettings(
     checkpoint_every=5,
     sampling=Sampling(max_tokens=16, max_context=256),
 )
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

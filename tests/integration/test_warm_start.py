@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.integration.test_training import SETTINGS, DyingReward, Killed, lines
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates
 from trainers.adapter_sync import reference_adapter
 from trainers.train import FINAL_ADAPTER, TrainSettings, lora_config, train
 from trainers.trainer import DialogueTrainer
@@ -29,11 +29,6 @@ TALKS = [
     for n in range(4)
 ]
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def imitate(model_dir: Path, run_dir: Path, settings: TrainSettings = SETTINGS, **changes: Any) -> Path:

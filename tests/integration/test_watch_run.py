@@ -17,7 +17,7 @@ import pytest
 
 from envs.errors import RunError
 from envs.trajectory import Score, Trajectory
-from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates, tiny_model
+from tests.tiny_policy import ByteClient, a_card, a_spec, emotion_reward, kind_templates
 from trainers.policy import Sampling
 from trainers.train import TrainSettings, train
 from trainers.transformers_engine import TransformersEngine
@@ -31,11 +31,6 @@ SETTINGS = TrainSettings(
     steps=20, cards_per_step=4, group_size=8, micro_batch=16, sampling=Sampling(max_tokens=8, max_context=256)
 )
 CLEAN = replace(SETTINGS, learning_rate=2e-3, beta=0.3)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 async def planted(trajectory: Trajectory) -> Score:

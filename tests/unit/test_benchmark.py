@@ -216,3 +216,26 @@ def test_a_process_that_we_started_is_ours_and_one_that_we_did_not_is_not() -> N
         ours = {int(folder.name) for folder in machine.own_processes()}
         assert {os.getpid(), child.pid} <= ours and os.getppid() not in ours
         child.kill()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "JSONDecodeError"),
+        ('{"rollouts": [{"variant": "ours"', "JSONDecodeError"),
+        ("[1]", "AttributeError"),
+        ('{"rollouts": [{"variant": "ours"}]}', "KeyError: 'seconds'"),
+        ('{"machine": NaN}', "NaN is no number that was measured"),
+    ],
+    ids=["empty", "torn", "a list", "a row without numbers", "NaN"],
+)
+@pytest.mark.parametrize("flag", ["--from", "--out"])
+def test_a_file_that_is_no_report_is_refused_before_anything_is_measured_and_stays_as_it_is(
+    text: str, said: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "old.json"
+    file.write_text(text, encoding="utf-8")
+    assert benchmark.main([flag, str(file), "--part", "overhead"]) == 2
+    told = capsys.readouterr().err
+    assert "old.json: is no report of this benchmark" in told and said in told and "--out has written" in told
+    assert file.read_text(encoding="utf-8") == text
