@@ -184,14 +184,18 @@ def benchmark(
         stdout().print(reports.targets_table(found["targets"]))
 
 
+_ANY_ROW = ("seconds", "turns", "round", "latency")
+_ROLLOUT = ("variant", "size", "waited", "prefix_hits", "prefix_queries", "prefix_ideal")
+ROW_KEYS = {"stream": _ANY_ROW, "rollouts": (*_ANY_ROW, *_ROLLOUT)}  # of a report
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """An older report. Raises InputError for a file that is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite)
-        for row in [*report.get("rollouts", ()), *report.get("stream", ())]:
-            float(row["seconds"]), float(row["turns"]), row["round"], row["latency"]
-        for row in report.get("rollouts", ()):
-            row["variant"], row["size"], row["waited"], row["prefix_hits"], row["prefix_queries"], row["prefix_ideal"]
+        for part, keys in ROW_KEYS.items():
+            if missing := {key for row in report.get(part, ()) for key in keys if key not in row}:
+                raise KeyError(*sorted(missing))
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); name a report that --out has written") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

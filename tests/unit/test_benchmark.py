@@ -224,7 +224,7 @@ def test_a_process_that_we_started_is_ours_and_one_that_we_did_not_is_not() -> N
         ("", "JSONDecodeError"),
         ('{"rollouts": [{"variant": "ours"', "JSONDecodeError"),
         ("[1]", "AttributeError"),
-        ('{"rollouts": [{"variant": "ours"}]}', "KeyError: 'seconds'"),
+        ('{"rollouts": [{"variant": "ours"}]}', "KeyError: ('latency', "),
         ('{"machine": NaN}', "NaN is no number that was measured"),
     ],
     ids=["empty", "torn", "a list", "a row without numbers", "NaN"],
