@@ -29,6 +29,9 @@ LOG_LINES = 15
 PREFILL_TOKENS = 4096
 EVERY_INTERFACE = "0.0.0.0"
 KEY_VARIABLE = "VLLM_API_KEY"  # so that the key stands on no command line, which every user of a machine may read
+# The model in the engine's own process. In one of its own, as vLLM has it on a CPU, the engine asks for its answer in a
+# loop that takes a core. By its path, since vLLM turns the short name into the other kind there.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 # What a launcher of distributed training leaves in the environment and vLLM would take for its own.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -87,6 +90,7 @@ class VllmSettings:
             # A seeded request whose prompt is taken in parts kills the engine: a CPU generator can't be wound back.
             options["--max-num-batched-tokens"] = max(self.max_model_len, PREFILL_TOKENS)
             flags.append("--no-enable-chunked-prefill")
+            options["--distributed-executor-backend"] = ONE_PROCESS
         given = [str(part) for pair in options.items() for part in pair]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *self.extra_args]
 
