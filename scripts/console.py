@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from contextlib import nullcontext, redirect_stdout
+from contextvars import ContextVar
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -22,6 +24,7 @@ VERBOSE = "--verbose"
 
 # For people: tables, progress, errors. Results that a program reads go to stdout.
 stderr = Console(stderr=True, highlight=False)
+_results: ContextVar[TextIO | None] = ContextVar("results", default=None)  # where the JSON object goes, if not stdout
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout; the rest on stderr.")]
 
@@ -38,8 +41,9 @@ def stdout() -> Console:
 
 def print_json(data: dict[str, Any]) -> None:
     """Print the command's one JSON object on stdout, on one line."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-    sys.stdout.flush()
+    stream = _results.get() or sys.stdout
+    stream.write(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    stream.flush()
 
 
 def configure_logging(verbose: bool) -> None:
@@ -55,8 +59,20 @@ def configure_logging(verbose: bool) -> None:
 
 
 def run_app(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
-    """Run a command line (None: this process's) and return its exit status; errors are told."""
+    """Run a command line (None: this process's) and return its exit status; errors are told.
+
+    With ``--json``, what libraries print goes to stderr: DeepSpeed logs to stdout, which is the JSON object's alone.
+    """
     given = sys.argv[1:] if arguments is None else arguments
+    results = _results.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr) if "--json" in given else nullcontext():
+            return _run(app, given, name)
+    finally:
+        _results.reset(results)
+
+
+def _run(app: typer.Typer, given: list[str], name: str) -> int:
     verbose, as_json = VERBOSE in given, "--json" in given
     configure_logging(verbose)
     try:

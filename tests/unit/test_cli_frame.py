@@ -95,6 +95,18 @@ def test_an_error_under_json_is_one_object_on_stdout(capsys: pytest.CaptureFixtu
     }
 
 
+def test_what_a_library_prints_under_json_goes_to_stderr(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        print("setting accelerator to CPU")
+        console.print_json({"cards": 3})
+
+    command(body)
+    assert attune.main(["cards", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"cards": 3}
+    assert "setting accelerator" in err
+
+
 def test_an_unknown_command_is_answered_with_the_likely_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert attune.main(["trian"]) == 2
     assert "trian: there is no such command; did you mean 'train'?" in capsys.readouterr().err
