@@ -29,6 +29,7 @@ from trainers.config_file import load_config
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"
 PARTS = ("rollouts", "stream", "scaling", "publish", "overhead", "resume")
+WITH_SERVER = {"rollouts", "stream", "scaling"}
 QUICK_PARTS = ("rollouts", "stream", "publish", "overhead")
 OTHERS = ("trl", "verifiers")
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -80,7 +81,7 @@ def measure(
     gpu = ["devices.engine=[0]", "devices.training=[0]", "engine.gpu_memory_utilization=0.5"]
     config = load_config(CONFIG, gpu if device == "cuda" else [f"engine.threads={_engine_threads()}"])
     found: dict[str, Any] = facts(device)
-    if {"rollouts", "stream", "scaling"} & set(parts):
+    if WITH_SERVER & set(parts):
         found |= _against_the_server(config, parts, sizes, rounds, device, others)
     if "publish" in parts:
         from scripts.benchmark_parts.publish import measure_publish
@@ -164,15 +165,14 @@ def benchmark(
         found = read_report(old)
     else:
         sizes = size or ([16] if quick else [16, 64])
-        found = measure(chosen, quick, sizes, rounds or (1 if quick else 3), device, others)
-    if out and not old:
-        found = merged(before, found)
+        found = before
+        for group in _groups(chosen):
+            found = merged(found, measure(group, quick, sizes, rounds or (1 if quick else 3), device, others))
+            if out:  # what was measured outlives what fails after it
+                _write(out, found)
     found["targets"] = reports.targets(found)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(out.name + ".tmp")
-        unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(out)
+        _write(out, found)
     if plots:
         from scripts.benchmark_parts.plots import draw
 
@@ -187,6 +187,19 @@ def benchmark(
 _ANY_ROW = ("seconds", "turns", "round", "latency")
 _ROLLOUT = ("variant", "size", "waited", "prefix_hits", "prefix_queries", "prefix_ideal")
 ROW_KEYS = {"stream": _ANY_ROW, "rollouts": (*_ANY_ROW, *_ROLLOUT)}  # of a report
+
+
+def _groups(parts: Sequence[str]) -> list[list[str]]:
+    """Those that share a server together, each other part by itself."""
+    together = [part for part in parts if part in WITH_SERVER]
+    return [*([together] if together else []), *([part] for part in parts if part not in WITH_SERVER)]
+
+
+def _write(out: Path, found: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(out.name + ".tmp")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(out)
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from envs.cards import PersonaCard
 from scripts.benchmark_parts.engine import start
 from scripts.benchmark_parts.variants import Bench, play_lock_step, play_ours, play_stream
-from scripts.benchmark_parts.verifiers_path import VERSIONS, Verifiers, ensure_environment
+from scripts.benchmark_parts.verifiers_path import PROGRAM, VERSIONS, Verifiers, ensure_environment
 from scripts.benchmark_parts.work import LogNormal, Played, Talk, talks
 from trainers.assembly import CACHE, cards_of, chat_templates, policy_dir, policy_server_settings
 from trainers.chat_template import read_prompt
@@ -73,7 +73,7 @@ def setting(config: RunConfig, device: str, others: Sequence[str], tell: Tell) -
             log = folder / "verifiers.log"
             for release in VERSIONS:
                 python = ensure_environment(release, CACHE / f"verifiers-{release}", log)
-                verifiers = stack.enter_context(Verifiers(python, log))
+                verifiers = stack.enter_context(Verifiers([python, PROGRAM], log, tell))
                 variants[f"verifiers {release}"] = partial(verifiers.play, bench)
         made = Setting(bench, cards, variants, model_dir, folder)
         for variant in variants.values():  # each meets its first imports and connections

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,8 @@ from trainers.vllm_server import BASE_NAME
 
 VERSIONS = ("0.3.1", "0.4.0")
 PROGRAM = Path(__file__).with_name("verifiers_program.py")
+ANSWER_SECONDS = 120.0  # several times what the slowest job takes on two cores
+ATTEMPTS = 3
 
 
 def ensure_environment(release: str, folder: Path, log_file: Path) -> Path:
@@ -43,15 +46,16 @@ def ensure_environment(release: str, folder: Path, log_file: Path) -> Path:
 
 
 class Verifiers:
-    """The process that plays talks with one release; started once, so that no import is timed."""
+    """The process that plays talks with one release; started once, so that no import is timed.
 
-    def __init__(self, python: Path, log_file: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._log_file = log_file
-        with log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [python, PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
+    0.4.0 sometimes waits for ever while nobody owes it an answer. Such a measurement is told and made again.
+    """
+
+    def __init__(
+        self, command: Sequence[str | Path], log_file: Path, tell: Callable[[str], None], limit: float = ANSWER_SECONDS
+    ) -> None:
+        self._command, self._log_file, self._tell, self._limit = command, log_file, tell, limit
+        self._process = self._started()
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +65,22 @@ class Verifiers:
         self._process.wait()
 
     def play(self, bench: Bench, work: Sequence[Talk]) -> Played:
-        """All talks at once. Raises RunError when verifiers fails or plays other turns than it was given."""
+        """All talks at once. Raises RunError when verifiers fails, hangs, or plays other turns than it was given."""
+
+        async def ask() -> float:
+            return self._seconds(bench, work)
+
+        for attempt in range(ATTEMPTS):
+            try:
+                return counted(bench, work, ask, own_prompts=False)
+            except TimeoutError:
+                self._tell(f"{self._command[0]} gave no answer in {self._limit:g} s, attempt {attempt + 1}; again")
+                self.__exit__(None, None, None)
+                self._process = self._started()
+                self._seconds(bench, work[:2])  # imports and connections
+        raise RunError(f"verifiers hung {ATTEMPTS} times; leave it out (--other trl), or see {self._log_file}")
+
+    def _seconds(self, bench: Bench, work: Sequence[Talk]) -> float:
         job = {
             "url": f"{bench.server.url}/v1",
             "model": BASE_NAME,
@@ -69,18 +88,23 @@ class Verifiers:
             "tokens": bench.tokens,
             "talks": [{"opening": talk.opening, "answers": talk.answers, "waits": talk.waits} for talk in work],
         }
+        answer = self._ask(job)
+        if answer.get("turns") != sum(len(talk.waits) for talk in work):
+            raise RunError(f"verifiers did not play the talks: {answer}; see {self._log_file}")
+        return float(answer["seconds"])
 
-        async def ask() -> float:
-            answer = self._ask(job)
-            if answer.get("turns") != sum(len(talk.waits) for talk in work):
-                raise RunError(f"verifiers did not play the talks: {answer}; see {self._log_file}")
-            return float(answer["seconds"])
-
-        return counted(bench, work, ask, own_prompts=False)
+    def _started(self) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with self._log_file.open("ab") as log:
+            return subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], self._limit)[0]:
+            raise TimeoutError
         line = self._process.stdout.readline()
         return json.loads(line) if line else {"error": "the process ended"}

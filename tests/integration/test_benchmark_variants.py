@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from scripts.benchmark_parts.engine import BenchmarkServer
 from scripts.benchmark_parts.prefix import IdealPrefixes
 from scripts.benchmark_parts.trl_path import play_trl
 from scripts.benchmark_parts.variants import Bench, play_lock_step, play_ours
+from scripts.benchmark_parts.verifiers_path import Verifiers
 from scripts.benchmark_parts.work import LogNormal, talks
 from tests.tiny_policy import a_card, kind_templates, tiny_model
 
@@ -115,3 +117,24 @@ def test_trl_s_own_loop_asks_all_clients_in_turn_and_samples_as_many_replies(
     first, second = (bench.template.tokenizer.decode(request["prompt"][0]) for request in scripted.asked)
     assert work[0].opening in first and work[0].answers[0] not in first
     assert f"<tool_response>\n{work[0].answers[0]}\n</tool_response>" in second
+
+
+PLAYS = """
+import json, pathlib, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    if hung.exists() and job["talks"][2:]:
+        hung.unlink()
+        continue
+    print(json.dumps({"seconds": 0.5, "turns": sum(len(talk["waits"]) for talk in job["talks"])}), flush=True)
+"""
+
+
+def test_a_program_that_hangs_is_told_started_again_and_measured_again(tmp_path: Path, bench: Bench) -> None:
+    hung, told = tmp_path / "hung", list[str]()
+    hung.touch()
+    program = PLAYS.replace("for line", f"hung = pathlib.Path({str(hung)!r})\nfor line")
+    with Verifiers([sys.executable, "-c", program], tmp_path / "log", told.append, limit=5.0) as verifiers:
+        played = verifiers.play(bench, talks([a_card()], DIALOGUES, TURNS, WAIT, seed=0))
+    assert (played.turns, played.seconds) == (DIALOGUES * TURNS, 0.5)
+    assert len(told) == 1 and "gave no answer in 5 s, attempt 1" in told[0]
