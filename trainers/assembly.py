@@ -173,11 +173,9 @@ def own_servers(config: RunConfig, model_dir: Path, log_file: Path) -> list[Vllm
 def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -> VllmSettings:
     """How a server for the policy is started: one copy of the model, at `engine.port` on loopback, on all engine GPUs.
 
-    On a CPU several servers share the cores.
-
     Raises InputError when the key is asked for and missing.
     """
-    from trainers.vllm_process import VllmSettings, usable_cores
+    from trainers.vllm_process import VllmSettings
 
     engine = config.engine
     return VllmSettings(
@@ -191,7 +189,7 @@ def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -
         max_loras=engine.max_loras,
         max_lora_rank=next((rank for rank in LORA_RANKS if rank >= config.lora.rank), config.lora.rank),
         kv_cache_gib=engine.kv_cache_gib,
-        threads=engine.threads or max(1, usable_cores() // engine.replicas),
+        threads=_threads_of_a_server(config),
         gpus=tuple(config.devices.engine),
         tensor_parallel=engine.tensor_parallel,
         gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -199,6 +197,30 @@ def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -
         start_timeout=engine.start_timeout,
         request_timeout=engine.request_timeout,
     )
+
+
+def _side_by_side(config: RunConfig) -> bool:
+    """Whether servers of ours sample on this machine's cores while training computes there."""
+    devices = config.devices
+    ours = config.engine.kind == "vllm" and not engine_urls(config)
+    return bool(config.trainer.max_staleness and ours and not devices.engine and not devices.training)
+
+
+def _threads_of_a_server(config: RunConfig) -> int:
+    """Sampling and training take turns on all cores; where they run side by side, servers have half of them."""
+    from trainers.vllm_process import usable_cores
+
+    cores = max(1, usable_cores() // 2) if _side_by_side(config) else usable_cores()
+    return config.engine.threads or max(1, cores // config.engine.replicas)
+
+
+def _training_threads(config: RunConfig) -> int | None:
+    """The cores that servers beside it leave; None: nothing samples meanwhile."""
+    from trainers.vllm_process import usable_cores
+
+    if not _side_by_side(config):
+        return None
+    return max(1, usable_cores() - _threads_of_a_server(config) * config.engine.replicas)
 
 
 def engine_key(config: RunConfig) -> str | None:
@@ -316,6 +338,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
         dtype=policy.dtype,
         quantization=policy.quantization,
         device="cuda" if config.devices.training else "cpu",
+        threads=_training_threads(config),
         gradient_checkpointing=trainer.gradient_checkpointing,
         sampling=Sampling(policy.max_new_tokens, policy.temperature, policy.context_tokens),
         limits=Limits(trainer.logprob_tolerance, trainer.error_budget, trainer.micro_batch_tokens),

@@ -140,7 +140,8 @@ class Engine(Section):
     enforce_eager: bool = Field(default=True, description="No compiled graphs: starts faster, samples slower on a GPU.")
     kv_cache_gib: Count = Field(default=1, description="CPU only: memory of each server for keys and values.")
     threads: Count | None = Field(
-        default=None, description="CPU only: threads of each server; none: the cores, shared out."
+        default=None,
+        description="CPU only: threads of each server; none: the cores, or with max_staleness half, shared out.",
     )
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
@@ -71,6 +73,7 @@ class TrainSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Quantization = "none"  # of the base
     device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None  # CPU only: at most so many while it trains; None: torch's own number
     gradient_checkpointing: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
@@ -128,7 +131,7 @@ def train(
     if watcher:
         watcher.resume(run_dir / METRICS)
     credit = credit or GroupRelative(settings.group_size)
-    with whole_models_again(), BackgroundLoop() as loop:
+    with whole_models_again(), _at_most(settings.threads), BackgroundLoop() as loop:
         trainer = DialogueTrainer(
             **_policy(settings, args, model_dir, start, credit),
             args=args,
@@ -148,6 +151,17 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunRecord(trainer, run_dir, on_step, watcher))
         return _finished(trainer, run_dir / FINAL_ADAPTER, checkpoint)
+
+
+@contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """With more threads than cores, one that waits for another's part of a sum takes the core that it needs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, threads or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _finished(trainer: DialogueTrainer, final: Path, checkpoint: Path | None) -> Path:
