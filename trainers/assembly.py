@@ -201,8 +201,8 @@ def policy_server_settings(config: RunConfig, model_dir: Path, log_file: Path) -
 
 def _side_by_side(config: RunConfig) -> bool:
     """Whether servers of ours sample on this machine's cores while training computes there."""
-    devices = config.devices
-    ours = config.engine.kind == "vllm" and not engine_urls(config)
+    engine, devices = config.engine, config.devices
+    ours = engine.kind == "vllm" and not engine.elsewhere
     return bool(config.trainer.max_staleness and ours and not devices.engine and not devices.training)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import select
 import subprocess
+import sys
 import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Self
 from envs.errors import RunError
 from scripts.benchmark_parts.variants import Bench, counted
 from scripts.benchmark_parts.work import Played, Talk
+from trainers import supervise
 from trainers.vllm_server import BASE_NAME
 
 VERSIONS = ("0.3.1", "0.4.0")
@@ -61,7 +63,11 @@ class Verifiers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()  # a release may keep SIGTERM for itself
+        self.close()
+
+    def close(self) -> None:
+        """End the process at once: a release may keep SIGTERM for itself."""
+        self._process.kill()
         self._process.wait()
 
     def play(self, bench: Bench, work: Sequence[Talk]) -> Played:
@@ -72,12 +78,13 @@ class Verifiers:
 
         for attempt in range(ATTEMPTS):
             try:
+                if attempt:
+                    self._process = self._started()
+                    self._seconds(bench, work[:2])  # imports and connections
                 return counted(bench, work, ask, own_prompts=False)
             except TimeoutError:
-                self._tell(f"{self._command[0]} gave no answer in {self._limit:g} s, attempt {attempt + 1}; again")
-                self.__exit__(None, None, None)
-                self._process = self._started()
-                self._seconds(bench, work[:2])  # imports and connections
+                self._tell(f"{self._command[0]} gave no answer in {self._limit:g} s, {attempt + 1} of {ATTEMPTS} times")
+                self.close()
         raise RunError(f"verifiers hung {ATTEMPTS} times; leave it out (--other trl), or see {self._log_file}")
 
     def _seconds(self, bench: Bench, work: Sequence[Talk]) -> float:
@@ -97,14 +104,26 @@ class Verifiers:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with self._log_file.open("ab") as log:
             return subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+                [sys.executable, supervise.__file__, str(os.getpid()), *self._command],  # so that none outlives us
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,
             )
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            return {"error": "the process has ended"}
         if not select.select([self._process.stdout], [], [], self._limit)[0]:
             raise TimeoutError
         line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process ended"}
+        try:
+            return json.loads(line) if line else {"error": "the process ended"}
+        except ValueError:
+            return {"error": f"no answer: {line[:100]!r}"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from envs.errors import RunError
 from scripts.benchmark_parts.engine import BenchmarkServer
 from scripts.benchmark_parts.prefix import IdealPrefixes
 from scripts.benchmark_parts.trl_path import play_trl
@@ -137,4 +138,23 @@ def test_a_program_that_hangs_is_told_started_again_and_measured_again(tmp_path:
     with Verifiers([sys.executable, "-c", program], tmp_path / "log", told.append, limit=5.0) as verifiers:
         played = verifiers.play(bench, talks([a_card()], DIALOGUES, TURNS, WAIT, seed=0))
     assert (played.turns, played.seconds) == (DIALOGUES * TURNS, 0.5)
-    assert len(told) == 1 and "gave no answer in 5 s, attempt 1" in told[0]
+    assert len(told) == 1 and "gave no answer in 5 s, 1 of 3 times" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("", "the process"),
+        ("import time; time.sleep(60)", "hung 3 times"),
+        ("print('torn {', flush=True)", "no answer"),
+    ],
+    ids=["ends at once", "never answers", "a torn line"],
+)
+def test_a_program_that_breaks_is_an_error_with_its_log(tmp_path: Path, bench: Bench, program: str, said: str) -> None:
+    work = talks([a_card()], DIALOGUES, TURNS, WAIT, seed=0)
+    with (
+        Verifiers([sys.executable, "-c", program], tmp_path / "log", lambda line: None, limit=1.0) as verifiers,
+        pytest.raises(RunError, match=said),
+    ):
+        verifiers.play(bench, work)
+    assert verifiers._process.poll() is not None

@@ -24,6 +24,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
         (8, ["trainer.max_staleness=1", "engine.threads=2"], 2, 6),
         (1, ["trainer.max_staleness=1", "engine.replicas=2"], 1, 1),
         (8, ["trainer.max_staleness=1", "engine.urls=['http://127.0.0.1:8000']"], 8, None),
+        (8, ["trainer.max_staleness=1", "engine.urls_env=ADDRESSES_THAT_ARE_NOT_SET_YET"], 8, None),
         (8, ["trainer.max_staleness=1", "engine.kind=transformers"], 8, None),
     ],
 )
