@@ -146,7 +146,7 @@ def test_a_program_that_hangs_is_told_started_again_and_measured_again(tmp_path:
     [
         ("", "the process"),
         ("import time; time.sleep(60)", "hung 3 times"),
-        ("print('torn {', flush=True)", "no answer"),
+        ("input(); print('torn {')", "no answer"),
     ],
     ids=["ends at once", "never answers", "a torn line"],
 )
